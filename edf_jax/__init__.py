@@ -1,0 +1,1 @@
+"""Dataset distillation by trajectory matching, in JAX."""

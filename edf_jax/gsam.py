@@ -52,6 +52,6 @@ def gsam_gradient(
     _, perturbed = value_and_grad(theta + ascent)
 
     norm, perturbed_norm = jnp.linalg.norm(gradient), jnp.linalg.norm(perturbed)
-    cosine = jnp.vdot(gradient, perturbed) / (perturbed_norm * norm + eps)
+    cosine = jnp.sum(gradient * perturbed) / (perturbed_norm * norm + eps)
     parallel = cosine * norm * perturbed / (perturbed_norm + eps)
     return loss, aux, perturbed - alpha * (gradient - parallel)

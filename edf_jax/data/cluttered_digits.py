@@ -24,7 +24,8 @@ VERSION = 1  # part of the fingerprint: raise it when the same settings give oth
 
 _ONE = 256  # fixed point: eight bits of fraction in positions and weights
 _LUMINANCE = np.array([299, 587, 114], np.int64)  # thousandths (ITU-R BT.601)
-_DRAWS = 12  # uniform draws per composite
+_TARGETS = 3  # luminances drawn per digit, the one that stands out best is taken
+_DRAWS = 11 + _TARGETS  # uniform draws per composite
 _BATCH_PIXELS = 1 << 19
 
 
@@ -181,10 +182,8 @@ def _compose(
     """uint8 `[n, R, R, 3]` from digits `[n, 8, 8]` and uniform draws `[n, _DRAWS]`."""
     background = _background(draws[:, :5], atlas, resolution, difficulty)
     opacity = _opacity(digits, draws[:, 5:8], resolution, difficulty)  # 0.._ONE
-    luminance = background @ _LUMINANCE // 1000
-    weight = opacity.sum(axis=(1, 2))
-    covered = (luminance * opacity).sum(axis=(1, 2)) / np.maximum(weight, 1)
-    colour = _colour(draws[:, 8:12], covered, minimum_contrast(difficulty))
+    target = _stand_out(background, opacity, draws[:, 11:], minimum_contrast(difficulty))
+    colour = _colour(draws[:, 8:11], target)
     opacity = opacity[..., None]
     mixed = background * (_ONE - opacity) + colour[:, None, None, :] * opacity
     return ((mixed + _ONE // 2) // _ONE).astype(np.uint8)
@@ -259,16 +258,35 @@ def _opacity(
     return np.clip((level - 3 * _ONE) // 5, 0, _ONE)
 
 
-def _colour(draws: np.ndarray, covered: np.ndarray, contrast: float) -> np.ndarray:
-    """int64 `[n, 3]`: colours whose luminance differs by at least `contrast` from `covered`."""
+def _stand_out(
+    background: np.ndarray, opacity: np.ndarray, draws: np.ndarray, contrast: float
+) -> np.ndarray:
+    """Luminance for each digit `[n]`, at least `contrast` from the mean of what it covers.
+
+    Of several draws the one that is too close to the fewest covered pixels is taken: a mean says
+    little where the digit lies half on the sky and half on a roof.
+    """
+    luminance = background @ _LUMINANCE // 1000
+    covered = (luminance * opacity).sum(axis=(1, 2)) / np.maximum(opacity.sum(axis=(1, 2)), 1)
     margin = contrast + 2.0  # for rounding
     darker = np.maximum(covered - margin, 0.0)
     brighter = np.maximum(255.0 - covered - margin, 0.0)
-    at = draws[:, 0] * (darker + brighter)
-    target = np.where(at < darker, at, covered + margin + at - darker)
-    colour = np.floor(draws[:, 1:4] * 256).astype(np.int64)
+    at = draws * (darker + brighter)[:, None]
+    above = at + (covered + margin - darker)[:, None]
+    targets = np.floor(np.where(at < darker[:, None], at, above)).astype(np.int64)
+    hidden = [
+        (opacity * (np.abs(luminance - target[:, None, None]) < 64)).sum(axis=(1, 2))
+        for target in targets.T
+    ]
+    best = np.argmin(np.stack(hidden, axis=1), axis=1)
+    return targets[np.arange(len(best)), best].astype(np.float64)
+
+
+def _colour(draws: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Random colours int64 `[n, 3]` of luminance `target [n]`, from draws `[n, 3]`."""
+    colour = np.floor(draws * 256).astype(np.int64)
     own = np.maximum(colour @ _LUMINANCE / 1000.0, 1.0)
     dimmed = colour * np.minimum(target / own, 1.0)[:, None]
     share = np.clip((target - own) / np.maximum(255.0 - own, 1.0), 0.0, 1.0)[:, None]
-    lit = dimmed + (255.0 - dimmed) * np.where(target[:, None] > own[:, None], share, 0.0)
+    lit = dimmed + (255.0 - dimmed) * share
     return np.clip(np.floor(lit + 0.5), 0, 255).astype(np.int64)

@@ -1,0 +1,241 @@
+"""The layers that the networks are built from, with PyTorch's numbers.
+
+Images are `[n, H, W, C]`. Every layer takes its compute dtype from its inputs and parameters, so
+that float64 in means float64 throughout; `dtype` overrides that for the matrix products and the
+activations, while normalisation statistics stay in float32 or wider.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-5
+
+
+def uniform_fan_in(fan_in: int) -> Callable:
+    """PyTorch's default initialiser of convolutions and linear layers, weights and biases alike.
+
+    Uniform in `+-1/sqrt(fan_in)`, which is what `kaiming_uniform_(a=sqrt(5))` comes to.
+
+    References:
+        He et al., "Delving Deep into Rectifiers", 2015, equation 10 with slope sqrt(5).
+    """
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    x: jax.Array,
+    features: int,
+    kernel: int,
+    *,
+    name: str,
+    stride: int | tuple[int, int] = 1,
+    padding: int = 0,
+    use_bias: bool = True,
+    convolution: Callable | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    """A square convolution with PyTorch's initialisation; call inside a compact method."""
+    init = uniform_fan_in(kernel * kernel * x.shape[-1])
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=padding,
+        use_bias=use_bias,
+        kernel_init=init,
+        bias_init=init,
+        conv_general_dilated=convolution,
+        dtype=dtype,
+        name=name,
+    )(x)
+
+
+def linear(x: jax.Array, features: int, *, name: str, dtype: Any = None) -> jax.Array:
+    """A linear layer with PyTorch's initialisation; call inside a compact method."""
+    init = uniform_fan_in(x.shape[-1])
+    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=dtype, name=name)(x)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    centred = x - x.mean(axes, keepdims=True)
+    variance = jnp.square(centred).mean(axes, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of `[n, H, W, C]`, affine per channel (biased variance, eps 1e-5).
+
+    `groups=None` puts each channel in a group of its own, which is instance normalisation.
+
+    References:
+        Wu and He, "Group Normalization", 2018.
+    """
+
+    groups: int | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = _widened(x)
+        if self.groups is None:
+            normalised = _standardise(wide, (1, 2))
+        else:
+            grouped = wide.reshape(*x.shape[:-1], self.groups, channels // self.groups)
+            normalised = _standardise(grouped, (1, 2, 4)).reshape(x.shape)
+        return _like(x, normalised * scale + bias)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last `axes` axes, affine over all of them (eps 1e-5).
+
+    Three axes normalise a whole feature map with an affine transform of shape `[H, W, C]`, as
+    PyTorch's `LayerNorm([C, H, W])` does; one axis is a transformer's.
+
+    References:
+        Ba et al., "Layer Normalization", 2016.
+    """
+
+    axes: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-self.axes :]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        normalised = _standardise(_widened(x), tuple(range(-self.axes, 0)))
+        return _like(x, normalised * scale + bias)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of `[n, H, W, C]` by PyTorch's rules.
+
+    Normalises with the biased variance and keeps `running = 0.9 running + 0.1 new` with the
+    unbiased one, in the collection `batch_stats` (`mean`, `var`). In training mode the statistics
+    are the batch's own, and the running ones move only where the collection is mutable.
+
+    References:
+        Ioffe and Szegedy, "Batch Normalization", 2015; torch.nn.BatchNorm2d.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = _widened(x)
+        keeps_statistics = self.is_mutable_collection("batch_stats")
+        if not train or keeps_statistics:
+            running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+            running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            mean, var = running_mean.value, running_var.value
+            return _like(x, (wide - mean) * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias)
+        mean = wide.mean((0, 1, 2))
+        centred = wide - mean
+        var = jnp.square(centred).mean((0, 1, 2))
+        if keeps_statistics and not self.is_initializing():
+            count = math.prod(x.shape[:-1])
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = 0.9 * running_mean.value + 0.1 * mean
+            running_var.value = 0.9 * running_var.value + 0.1 * unbiased
+        return _like(x, centred * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias)
+
+
+def _like(x: jax.Array, result: jax.Array) -> jax.Array:
+    """`result` in the dtype of `x` where that is narrower than float32, else as it is."""
+    return result.astype(x.dtype) if jnp.finfo(x.dtype).bits < 32 else result
+
+
+def norm(x: jax.Array, kind: str, *, name: str, train: bool) -> jax.Array:
+    """Applies the norm `kind` ("instance", "group<k>", "layer", "batch"); "none" is identity."""
+    if kind == "none":
+        return x
+    if kind == "batch":
+        return BatchNorm(name=name)(x, train)
+    if kind == "layer":
+        return LayerNorm(name=name)(x)
+    if kind == "instance":
+        return GroupNorm(name=name)(x)
+    return GroupNorm(groups=int(kind.removeprefix("group")), name=name)(x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "leaky_relu": nn.leaky_relu,
+    "swish": nn.swish,
+}
+
+
+def _windows(x: jax.Array) -> jax.Array:
+    """`[n, H, W, C]` as 2x2 windows `[n, H//2, 2, W//2, 2, C]`; an odd last row or column goes."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2x2 average pooling with stride 2.
+
+    A reshape and a mean, because `reduce_window` and its derivatives are much slower on the CPU.
+    """
+    return _windows(x).mean((2, 4))
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max pooling with stride 2."""
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+POOLINGS: dict[str, Callable] = {
+    "avg": average_pool,
+    "max": max_pool,
+    "none": lambda x: x,
+}
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """`[n, h, w, c]` to `[n, c*h*w]`, in PyTorch's order so that linear kernels convert plainly."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+class FlattenHead(nn.Module):
+    """Flattens the feature map and applies one linear layer."""
+
+    num_classes: int
+    layer: str = "classifier"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return linear(flatten(features), self.num_classes, name=self.layer, dtype=self.dtype)
+
+
+class PoolHead(nn.Module):
+    """Averages the feature map over its positions and applies one linear layer."""
+
+    num_classes: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        pooled = features.mean((1, 2))
+        return linear(pooled, self.num_classes, name="classifier", dtype=self.dtype)

@@ -1,0 +1,214 @@
+"""A network as functions of one flat parameter vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from edf_jax.models import torch_layout
+
+Entry = tuple[str, tuple[int, ...], tuple[str, ...], tuple[int, ...]]
+
+
+class Classifier(nn.Module):
+    """A body that makes a feature map and a head that makes logits of it."""
+
+    body: nn.Module
+    head: nn.Module
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        return self.head(self.body(images, train))
+
+    def features(self, images: jax.Array) -> jax.Array:
+        return self.body(images, False)
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        return self.head(features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A classifier whose parameters are one vector `theta [P]`.
+
+    `theta` holds the parameters in forward order, which is PyTorch's parameter order, each
+    raveled in its own layout (convolutions HWIO, linear kernels `[in, out]`). Parameters are
+    float32 unless the caller casts `theta`; in float64, with float64 images, everything is. Two
+    networks with the same settings are equal, and a network is a valid static argument of
+    `jax.jit`.
+
+    Attributes:
+        name: the registry's name.
+        module: the Linen module; its parameters are `unravel(theta)`.
+        num_classes: C, the number of logits.
+        image_shape: `(H, W, C)` of the images.
+    """
+
+    name: str = dataclasses.field(compare=False)
+    module: nn.Module
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    @property
+    def param_table(self) -> tuple[Entry, ...]:
+        """`(torch name, torch shape, path, shape)` of every parameter, in forward order."""
+        return _tables(self.module, self.image_shape)[0]
+
+    @property
+    def stats_table(self) -> tuple[Entry, ...]:
+        """The same of the batch-norm statistics; empty where the network has none."""
+        return _tables(self.module, self.image_shape)[1]
+
+    @property
+    def num_params(self) -> int:
+        """P, the length of `theta`."""
+        return sum(math.prod(shape) for *_, shape in self.param_table)
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Whether the network keeps running batch-norm statistics."""
+        return bool(self.stats_table)
+
+    def init(self, key: jax.Array) -> tuple[jax.Array, dict]:
+        """Draws parameters from PyTorch's default initialisation.
+
+        Args:
+            key: a PRNG key; may be mapped over with `jax.vmap`.
+
+        Returns:
+            `theta [P]` in float32, and the initial batch-norm statistics (`{}` where none).
+        """
+        return _init(self, key)
+
+    def apply(
+        self,
+        theta: jax.Array,
+        images: jax.Array,
+        batch_stats: dict | None = None,
+        *,
+        train: bool = False,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits `[n, C]` of `images [n, H, W, C]`, in the dtype of `theta`.
+
+        Args:
+            theta: `[P]`.
+            images: `[n, H, W, C]`, normalised.
+            batch_stats: running statistics; needed where the network has them, unless `train`.
+            train: use the batch's own statistics; their update is dropped.
+            rng: a key for layers that draw random numbers in training.
+        """
+        variables = self._variables(theta, {} if train else batch_stats)
+        logits = self.module.apply(variables, images, train, rngs=_rngs(rng))
+        return logits.astype(theta.dtype)
+
+    def apply_and_update(
+        self,
+        theta: jax.Array,
+        images: jax.Array,
+        batch_stats: dict,
+        *,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict]:
+        """Logits in training mode, and the statistics moved by this batch (`{}` stays `{}`)."""
+        if not self.has_batch_stats:
+            return self.apply(theta, images, train=True, rng=rng), {}
+        logits, updated = self.module.apply(
+            self._variables(theta, batch_stats),
+            images,
+            True,
+            rngs=_rngs(rng),
+            mutable=["batch_stats"],
+        )
+        return logits.astype(theta.dtype), updated["batch_stats"]
+
+    def features(
+        self, theta: jax.Array, images: jax.Array, batch_stats: dict | None = None
+    ) -> jax.Array:
+        """The feature map `[n, h, w, c]` that class activation maps are made of.
+
+        The last pooling layer's output of a ConvNet, AlexNet, LeNet or VGG, `layer4` of a ResNet,
+        the patch tokens of a ViT as a grid, and the images themselves for an MLP.
+        """
+        variables = self._variables(theta, batch_stats)
+        return self.module.apply(variables, images, method="features").astype(theta.dtype)
+
+    def classify(
+        self, theta: jax.Array, features: jax.Array, batch_stats: dict | None = None
+    ) -> jax.Array:
+        """Logits `[n, C]` of `features [n, h, w, c]`; `apply` is `classify` of `features`."""
+        variables = self._variables(theta, batch_stats)
+        return self.module.apply(variables, features, method="classify").astype(theta.dtype)
+
+    def unravel(self, theta: jax.Array) -> dict:
+        """The parameters of the Linen module, as a nested dict, of `theta [P]`."""
+        if theta.shape != (self.num_params,):
+            raise ValueError(
+                f"{self.name} has {self.num_params} parameters, the vector's shape is {theta.shape}"
+            )
+        ends, end = [], 0
+        for *_, shape in self.param_table:
+            end += math.prod(shape)
+            ends.append(end)
+        # jnp.split and not slices: its transpose is one concatenation.
+        leaves = jnp.split(theta, ends[:-1])
+        return traverse_util.unflatten_dict(
+            {
+                path: leaf.reshape(shape)
+                for leaf, (_, _, path, shape) in zip(leaves, self.param_table)
+            }
+        )
+
+    def ravel(self, params: dict) -> jax.Array:
+        """`theta [P]` of the Linen module's parameters."""
+        flat = traverse_util.flatten_dict(params)
+        return jnp.concatenate([jnp.ravel(flat[path]) for _, _, path, _ in self.param_table])
+
+    def _variables(self, theta: jax.Array, batch_stats: dict | None) -> dict[str, Any]:
+        variables = {"params": self.unravel(theta)}
+        if batch_stats:
+            variables["batch_stats"] = batch_stats
+        return variables
+
+
+def _rngs(rng: jax.Array | None) -> dict | None:
+    return None if rng is None else {"dropout": rng}
+
+
+@functools.lru_cache(maxsize=256)
+def _tables(
+    module: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    tables: dict[str, tuple[Entry, ...]] = {}
+
+    def trace(key: jax.Array, images: jax.Array) -> None:
+        # Read inside the trace: JAX sorts the keys of a dict that it returns, and the order in
+        # which the layers made them is the forward order.
+        variables = module.init(key, images)
+        for collection in ("params", "batch_stats"):
+            flat = traverse_util.flatten_dict(dict(variables.get(collection, {})))
+            tables[collection] = tuple(
+                (
+                    torch_layout.torch_name(path),
+                    torch_layout.torch_shape(path, leaf.shape),
+                    path,
+                    leaf.shape,
+                )
+                for path, leaf in flat.items()
+            )
+
+    jax.eval_shape(trace, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    return tables["params"], tables["batch_stats"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(network: Network, key: jax.Array) -> tuple[jax.Array, dict]:
+    images = jnp.zeros((1, *network.image_shape), jnp.float32)
+    variables = network.module.init(key, images)
+    return network.ravel(variables["params"]), dict(variables.get("batch_stats", {}))

@@ -1,0 +1,1 @@
+"""The configs, `<dataset>.py:<variant>`. Installed as edf_jax._configs."""

@@ -11,12 +11,14 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from edf_jax import sampling
 from edf_jax.errors import UserError
 
 BRIGHTNESS = 1.0
@@ -27,7 +29,9 @@ FLIP_PROBABILITY = 0.5
 SCALE_RATIO = 1.2
 ROTATE_DEGREES = 15.0
 
-_PER_IMAGE = (slice(None), None, None, None)
+
+def _per_image(values: jax.Array, images: jax.Array) -> jax.Array:
+    return values.astype(images.dtype)[:, None, None, None]
 
 
 def brightness(images: jax.Array, u: jax.Array, *, strength: float = BRIGHTNESS) -> jax.Array:
@@ -41,7 +45,7 @@ def brightness(images: jax.Array, u: jax.Array, *, strength: float = BRIGHTNESS)
     Returns:
       `[n, H, W, C]`.
     """
-    return images + ((u - 0.5) * strength)[_PER_IMAGE]
+    return images + _per_image((u - 0.5) * strength, images)
 
 
 def saturation(images: jax.Array, u: jax.Array, *, strength: float = SATURATION) -> jax.Array:
@@ -49,8 +53,10 @@ def saturation(images: jax.Array, u: jax.Array, *, strength: float = SATURATION)
 
     Args and result as in `brightness`.
     """
-    grey = jnp.mean(images, axis=3, keepdims=True)
-    return (images - grey) * (u * strength)[_PER_IMAGE] + grey
+    # As a sum of slices, since XLA's reduction of so short an axis is slow on a CPU.
+    channels = images.shape[3]
+    grey = sum(images[..., c : c + 1] for c in range(channels)) / channels
+    return (images - grey) * _per_image(u * strength, images) + grey
 
 
 def contrast(images: jax.Array, u: jax.Array, *, strength: float = CONTRAST) -> jax.Array:
@@ -59,7 +65,7 @@ def contrast(images: jax.Array, u: jax.Array, *, strength: float = CONTRAST) -> 
     Args and result as in `brightness`.
     """
     mean = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
-    return (images - mean) * (u + strength)[_PER_IMAGE] + mean
+    return (images - mean) * _per_image(u + strength, images) + mean
 
 
 def crop(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -76,9 +82,7 @@ def crop(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     height, width = images.shape[1:3]
     source_rows = jnp.arange(height) + rows[:, None]
     source_columns = jnp.arange(width) + columns[:, None]
-    return _sample_separably(
-        images, source_rows.astype(images.dtype), source_columns.astype(images.dtype)
-    )
+    return sampling.sample_separably(images, source_rows, source_columns)
 
 
 def cutout(
@@ -116,7 +120,7 @@ def flip(images: jax.Array, u: jax.Array, *, probability: float = FLIP_PROBABILI
     Returns:
       `[n, H, W, C]`.
     """
-    return jnp.where((u < probability)[_PER_IMAGE], images[:, :, ::-1], images)
+    return jnp.where((u < probability)[:, None, None, None], images[:, :, ::-1], images)
 
 
 def scale(
@@ -141,13 +145,15 @@ def scale(
     def positions(size: int, u: jax.Array) -> jax.Array:
         factor = u * (ratio - 1 / ratio) + 1 / ratio
         centre = (size - 1) / 2
-        return (jnp.arange(size) - centre) * factor[:, None].astype(images.dtype) + centre
+        return (jnp.arange(size) - centre) * factor[:, None] + centre
 
-    return _sample_separably(images, positions(height, u_height), positions(width, u_width))
+    return sampling.sample_separably(images, positions(height, u_height), positions(width, u_width))
 
 
 def rotate(images: jax.Array, u: jax.Array, *, degrees: float = ROTATE_DEGREES) -> jax.Array:
     """Rotate each image about its centre, bilinearly with aligned corners and zeros outside.
+
+    Differentiable in reverse mode, in the images alone.
 
     Args:
       images: `[n, H, W, C]`.
@@ -158,47 +164,8 @@ def rotate(images: jax.Array, u: jax.Array, *, degrees: float = ROTATE_DEGREES) 
     Returns:
       `[n, H, W, C]`.
     """
-    n, height, width, channels = images.shape
-    rows, columns = _rotated_positions(u, height, width, degrees, images.dtype)
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    flat = padded.reshape(n, (height + 2) * (width + 2), channels)
-    result = 0
-    for row in (top, top + 1):
-        for column in (left, left + 1):
-            weight = (1 - jnp.abs(rows - row)) * (1 - jnp.abs(columns - column))
-            index = jnp.clip(row + 1, 0, height + 1) * (width + 2)
-            index = (index + jnp.clip(column + 1, 0, width + 1)).astype(jnp.int32)
-            tap = jnp.take_along_axis(flat, index.reshape(n, -1, 1), axis=1)
-            result += weight[..., None] * tap.reshape(images.shape)
-    return result
-
-
-def _rotated_positions(
-    u: jax.Array, height: int, width: int, degrees: float, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Where each output pixel is sampled: rows and columns, each `[n, H, W]`."""
-    angle = ((u - 0.5) * (2 * degrees / 180 * jnp.pi)).astype(dtype)[:, None, None]
-    y = jnp.linspace(-1, 1, height, dtype=dtype)[:, None]
-    x = jnp.linspace(-1, 1, width, dtype=dtype)
-    rows = jnp.sin(angle) * x + jnp.cos(angle) * y
-    columns = jnp.cos(angle) * x - jnp.sin(angle) * y
-    return (rows + 1) * ((height - 1) / 2), (columns + 1) * ((width - 1) / 2)
-
-
-def _sample_separably(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Bilinear samples on a grid per image: `rows [n, H]` by `columns [n, W]`, zeros outside.
-
-    As matrix products, because their transpose is one too, where a gather's is a scatter.
-    """
-
-    def weights(positions: jax.Array, size: int) -> jax.Array:
-        distance = jnp.abs(positions[..., None] - jnp.arange(size, dtype=positions.dtype))
-        return jnp.maximum(0, 1 - distance)
-
-    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-    images = product("nrh,nhwc->nrwc", weights(rows, images.shape[1]), images)
-    return product("nsw,nrwc->nrsc", weights(columns, images.shape[2]), images)
+    most = math.radians(degrees)
+    return sampling.rotate(images, (u - 0.5) * (2 * most), most)
 
 
 def _cutout_side(size: int, ratio: float) -> int:
@@ -217,13 +184,13 @@ class Draws(NamedTuple):
     uniforms: jax.Array
 
 
-def _colour(images, uniforms, crop_ratio):
+def _colour(crop_ratio, uniforms, images):
     del crop_ratio
     images = brightness(images, uniforms[:, 0])
     return contrast(saturation(images, uniforms[:, 1]), uniforms[:, 2])
 
 
-def _crop(images, uniforms, crop_ratio):
+def _crop(crop_ratio, uniforms, images):
     def shift(size: int, u: jax.Array) -> jax.Array:
         most = int(crop_ratio * size + 0.5)
         return jnp.floor(u * (2 * most + 1)) - most
@@ -232,7 +199,7 @@ def _crop(images, uniforms, crop_ratio):
     return crop(images, shift(height, uniforms[:, 0]), shift(width, uniforms[:, 1]))
 
 
-def _cutout(images, uniforms, crop_ratio):
+def _cutout(crop_ratio, uniforms, images):
     del crop_ratio
 
     def centre(size: int, u: jax.Array) -> jax.Array:
@@ -242,17 +209,17 @@ def _cutout(images, uniforms, crop_ratio):
     return cutout(images, centre(height, uniforms[:, 0]), centre(width, uniforms[:, 1]))
 
 
-def _flip(images, uniforms, crop_ratio):
+def _flip(crop_ratio, uniforms, images):
     del crop_ratio
     return flip(images, uniforms[:, 0])
 
 
-def _scale(images, uniforms, crop_ratio):
+def _scale(crop_ratio, uniforms, images):
     del crop_ratio
     return scale(images, uniforms[:, 0], uniforms[:, 1])
 
 
-def _rotate(images, uniforms, crop_ratio):
+def _rotate(crop_ratio, uniforms, images):
     del crop_ratio
     return rotate(images, uniforms[:, 0])
 
@@ -337,10 +304,34 @@ def apply_dsa(
     Returns:
       `[n, H, W, C]`.
     """
-    ops = [functools.partial(_OPS[name], crop_ratio=crop_ratio) for name in parse_strategy(strategy)]
-    if not ops:
+    names = parse_strategy(strategy)
+    if not names:
         return images
-    return lax.switch(draws.op, ops, images, draws.uniforms)
+    return _apply_one_of(names, crop_ratio, draws, images)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _apply_one_of(names, crop_ratio, draws, images):
+    """`lax.switch` whose backward pass keeps the draws, not what every op would keep."""
+    ops = [functools.partial(_OPS[name], crop_ratio) for name in names]
+    return lax.switch(draws.op, ops, draws.uniforms, images)
+
+
+def _apply_forward(names, crop_ratio, draws, images):
+    return _apply_one_of(names, crop_ratio, draws, images), draws
+
+
+def _apply_backward(names, crop_ratio, draws, cotangents):
+    def transpose(op, uniforms, cotangents):
+        affine = functools.partial(op, crop_ratio, uniforms)
+        _, pullback = jax.vjp(affine, jnp.zeros_like(cotangents))
+        return pullback(cotangents)[0]
+
+    transposes = [functools.partial(transpose, _OPS[name]) for name in names]
+    return None, lax.switch(draws.op, transposes, draws.uniforms, cotangents)
+
+
+_apply_one_of.defvjp(_apply_forward, _apply_backward)
 
 
 def dsa(
@@ -369,7 +360,6 @@ def dsa(
     Raises:
       UserError: for an unusable strategy.
     """
-    draws = draw_dsa(
-        key, images.shape[0], strategy=strategy, dtype=images.dtype, op_key=op_key
-    )
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    draws = draw_dsa(key, images.shape[0], strategy=strategy, dtype=dtype, op_key=op_key)
     return apply_dsa(draws, images, strategy=strategy, crop_ratio=crop_ratio)

@@ -112,7 +112,7 @@ class Progress:
         parts = [f"{self._count()} {self.unit}s"]
         rate = self._rate(now)
         if rate is not None:
-            parts.append(_rate_text(rate, self.unit))
+            parts.append(_rate_text(rate))
             if self.total is not None:
                 parts.append(f"{duration((self.total - self._done) / rate)} left")
         return ", ".join(parts + ([self._shown] if self._shown else []))
@@ -121,7 +121,7 @@ class Progress:
         parts = [f"{'stopped at ' if stopped else ''}{self._count()} {self.unit}s"]
         parts[0] += f" in {duration(now - self._began)}"
         if now > self._began and self._done > self._start:
-            parts.append(_rate_text((self._done - self._start) / (now - self._began), self.unit))
+            parts.append(_rate_text((self._done - self._start) / (now - self._began)))
         return ", ".join(parts + ([self._shown] if self._shown else []))
 
 
@@ -180,10 +180,15 @@ def _new_display(stream: TextIO):
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
+    def column(**settings):
+        return Column(no_wrap=True, **settings)
+
     return RichProgress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("[bold]{task.description}", table_column=column(min_width=10)),
+        BarColumn(bar_width=12, table_column=column(min_width=12)),
+        # The rest of the line: what is too long for it is cut, its least important part last.
+        TextColumn("{task.fields[status]}", table_column=column(ratio=1, overflow="ellipsis")),
+        expand=True,
         console=Console(file=stream),
         refresh_per_second=4,
         # What is printed meanwhile stands above the bar; but standard output that goes to a file
@@ -214,8 +219,8 @@ def _value_text(value: Any) -> str:
     return str(value) if isinstance(value, (str, int)) else f"{float(value):.4g}"
 
 
-def _rate_text(rate: float, unit: str) -> str:
-    return f"{rate:.3g} {unit}s/s" if rate >= 1 else f"{duration(1 / rate)}/{unit}"
+def _rate_text(rate: float) -> str:
+    return f"{rate:.3g}/s" if rate >= 1 else f"{duration(1 / rate)} each"
 
 
 def duration(seconds: float) -> str:

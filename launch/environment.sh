@@ -48,7 +48,8 @@ install_project() {
   [ -n "$missing" ] || return 0
   extras=$(IFS=,; echo "$*")
   echo "Installing edf_jax${extras:+ ($extras)} into .venv; minutes the first time." >&2
-  "$venv_python" -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}" || {
+  # Twice quiet: errors only.
+  "$venv_python" -m pip install -qq --disable-pip-version-check -e ".${extras:+[$extras]}" || {
     echo "edf_jax: installing failed; pip says why above." >&2
     exit 1
   }

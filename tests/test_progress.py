@@ -52,8 +52,8 @@ def test_lines_come_at_the_start_every_few_seconds_and_at_the_end(clock):
             bar.update(loss=1.0 / (step + 1))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "experts: 0/100 steps"
-    assert lines[1] == "experts: 40/100 steps, 8 steps/s, 7.5 s left, loss 0.025"
-    assert lines[-1] == "experts: 100/100 steps in 12 s, 8 steps/s, loss 0.01"
+    assert lines[1] == "experts: 40/100 steps, 8/s, 7.5 s left, loss 0.025"
+    assert lines[-1] == "experts: 100/100 steps in 12 s, 8/s, loss 0.01"
     assert len(lines) == 4
 
 
@@ -65,7 +65,7 @@ def test_rate_forgets_the_compilation_of_the_first_step(clock):
         for _ in range(20):
             clock.now += 1.0
             bar.update()
-    assert ", 1 steps/s, " in stream.getvalue().splitlines()[-2]
+    assert ", 1/s, " in stream.getvalue().splitlines()[-2]
 
 
 def test_steps_of_an_earlier_sitting_count_as_done_but_not_for_the_rate(clock):
@@ -76,7 +76,7 @@ def test_steps_of_an_earlier_sitting_count_as_done_but_not_for_the_rate(clock):
             bar.update()
     lines = stream.getvalue().splitlines()
     assert lines[0] == "distill: 90/100 steps"
-    assert lines[-1] == "distill: 100/100 steps in 20 s, 2.0 s/step"
+    assert lines[-1] == "distill: 100/100 steps in 20 s, 2.0 s each"
 
 
 def test_a_value_still_being_computed_is_shown_once_ready_and_never_waited_for(clock):
@@ -99,7 +99,7 @@ def test_loaders_call_back_with_done_and_total(clock):
     with Progress("images", unit="image", stream=stream) as bar:
         clock.now += 6.0
         bar.at(30, 120)
-    assert "images: 30/120 images, 5 images/s, 18 s left" in stream.getvalue()
+    assert "images: 30/120 images, 5/s, 18 s left" in stream.getvalue()
 
 
 def test_an_error_inside_is_told_and_not_hidden():

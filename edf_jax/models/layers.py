@@ -73,9 +73,15 @@ def _widened(x: jax.Array) -> jax.Array:
 
 
 def _standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    # Plain reductions: XLA fuses them, and they differentiate in any order.
     centred = x - x.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes, keepdims=True)
     return centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+
+
+def _narrowed(result: jax.Array, x: jax.Array) -> jax.Array:
+    """`result` in the dtype of `x` where that is narrower than float32, else as it is."""
+    return result.astype(x.dtype) if jnp.finfo(x.dtype).bits < 32 else result
 
 
 class GroupNorm(nn.Module):
@@ -100,7 +106,7 @@ class GroupNorm(nn.Module):
         else:
             grouped = wide.reshape(*x.shape[:-1], self.groups, channels // self.groups)
             normalised = _standardise(grouped, (1, 2, 4)).reshape(x.shape)
-        return _like(x, normalised * scale + bias)
+        return _narrowed(normalised * scale + bias, x)
 
 
 class LayerNorm(nn.Module):
@@ -121,7 +127,7 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         normalised = _standardise(_widened(x), tuple(range(-self.axes, 0)))
-        return _like(x, normalised * scale + bias)
+        return _narrowed(normalised * scale + bias, x)
 
 
 class BatchNorm(nn.Module):
@@ -147,7 +153,7 @@ class BatchNorm(nn.Module):
             running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             mean, var = running_mean.value, running_var.value
-            return _like(x, (wide - mean) * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias)
+            return _narrowed((wide - mean) * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias, x)
         mean = wide.mean((0, 1, 2))
         centred = wide - mean
         var = jnp.square(centred).mean((0, 1, 2))
@@ -156,12 +162,7 @@ class BatchNorm(nn.Module):
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = 0.9 * running_mean.value + 0.1 * mean
             running_var.value = 0.9 * running_var.value + 0.1 * unbiased
-        return _like(x, centred * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias)
-
-
-def _like(x: jax.Array, result: jax.Array) -> jax.Array:
-    """`result` in the dtype of `x` where that is narrower than float32, else as it is."""
-    return result.astype(x.dtype) if jnp.finfo(x.dtype).bits < 32 else result
+        return _narrowed(centred * (jax.lax.rsqrt(var + NORM_EPSILON) * scale) + bias, x)
 
 
 def norm(x: jax.Array, kind: str, *, name: str, train: bool) -> jax.Array:
@@ -201,8 +202,8 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling with stride 2."""
-    return nn.max_pool(x, (2, 2), (2, 2))
+    """2x2 max pooling with stride 2; where entries tie they share the gradient equally."""
+    return _windows(x).max((2, 4))
 
 
 POOLINGS: dict[str, Callable] = {

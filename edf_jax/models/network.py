@@ -66,6 +66,11 @@ class Network:
         return _tables(self.module, self.image_shape)[1]
 
     @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """`(h, w, c)` of the feature map of one image."""
+        return _feature_shape(self.module.body, self.image_shape)
+
+    @property
     def num_params(self) -> int:
         """P, the length of `theta`."""
         return sum(math.prod(shape) for *_, shape in self.param_table)
@@ -181,6 +186,16 @@ def _rngs(rng: jax.Array | None) -> dict | None:
     return None if rng is None else {"dropout": rng}
 
 
+def _one_image(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+
+@functools.lru_cache(maxsize=256)
+def _feature_shape(body: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    features, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), _one_image(image_shape))
+    return features.shape[1:]
+
+
 @functools.lru_cache(maxsize=256)
 def _tables(
     module: nn.Module, image_shape: tuple[int, int, int]
@@ -203,7 +218,7 @@ def _tables(
                 for path, leaf in flat.items()
             )
 
-    jax.eval_shape(trace, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    jax.eval_shape(trace, jax.random.key(0), _one_image(image_shape))
     return tables["params"], tables["batch_stats"]
 
 

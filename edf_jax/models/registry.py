@@ -2,17 +2,247 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import functools
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from edf_jax.errors import UserError
-from edf_jax.models.convnet import ConvNetFeatures, default_depth
-from edf_jax.models.layers import FlattenHead
-from edf_jax.models.network import Classifier, Network
+import flax.linen as nn
+import jax.numpy as jnp
 
-_NORMS = {"instancenorm": "instance", "batchnorm": "batch", "layernorm": "layer",
-          "groupnorm": "group4", "group": "group4"}
+from edf_jax.errors import UserError
+from edf_jax.models import classic
+from edf_jax.models.convnet import ConvNetFeatures, default_depth
+from edf_jax.models.layers import ACTIVATIONS, POOLINGS, FlattenHead, PoolHead
+from edf_jax.models.network import Classifier, Network
+from edf_jax.models.resnet import ResNetFeatures
+from edf_jax.models.vit import ViTFeatures, ViTHead
+
+_NAMES = (
+    "ConvNet",
+    *(f"ConvNetD{depth}" for depth in range(1, 9)),
+    *(f"ConvNetW{width}" for width in (32, 64, 128, 256, 512, 1024)),
+    *(f"ConvNet{activation}" for activation in ("AS", "AR", "AL", "ASwish", "ASwishBN")),
+    *(f"ConvNet{norm}" for norm in ("NN", "BN", "LN", "IN", "GN")),
+    *(f"ConvNet{pooling}" for pooling in ("NP", "MP", "AP")),
+    "MLP",
+    "LeNet",
+    "AlexNet",
+    "VGG11",
+    "VGG11BN",
+    *(f"ResNet{depth}{norm}" for depth in (18, 34, 50) for norm in ("", "BN")),
+    "ResNet18_AP",
+    "ResNet18BN_AP",
+    *(f"ResNet{depth}{norm}ImageNet" for depth in (18, 34, 50) for norm in ("", "BN")),
+    "ViT",
+)
+
+# The values of the field's command lines, by the option that takes them.
+_ALIASES = {
+    "norm": {
+        "instancenorm": "instance",
+        "batchnorm": "batch",
+        "layernorm": "layer",
+        "groupnorm": "group4",
+        "group": "group4",
+    },
+    "activation": {"leakyrelu": "leaky_relu"},
+    "pooling": {"avgpooling": "avg", "maxpooling": "max"},
+}
+_CHOICES = {
+    "norm": ("instance", "batch", "layer", "group<number of groups>", "none"),
+    "activation": tuple(ACTIVATIONS),
+    "pooling": tuple(POOLINGS),
+}
+
+Modules = tuple[nn.Module, nn.Module]
+
+
+def _convnet(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    common: dict[str, Any],
+    *,
+    width: int = 128,
+    depth: int | None = None,
+    norm: str = "instance",
+    activation: str = "relu",
+    pooling: str = "avg",
+) -> Modules:
+    body = ConvNetFeatures(
+        width=width,
+        depth=depth or default_depth(*image_shape[:2]),
+        norm=norm,
+        activation=activation,
+        pooling=pooling,
+        **common,
+    )
+    return body, FlattenHead(num_classes, dtype=common["dtype"])
+
+
+def _mlp(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    common: dict[str, Any],
+    *,
+    width: int = 128,
+) -> Modules:
+    head = classic.PerceptronHead(num_classes, (width, width), dtype=common["dtype"])
+    return classic.Identity(), head
+
+
+def _lenet(
+    image_shape: tuple[int, int, int], num_classes: int, common: dict[str, Any]
+) -> Modules:
+    head = classic.PerceptronHead(num_classes, (120, 84), dtype=common["dtype"])
+    return classic.LeNetFeatures(**common), head
+
+
+def _alexnet(
+    image_shape: tuple[int, int, int], num_classes: int, common: dict[str, Any]
+) -> Modules:
+    head = FlattenHead(num_classes, layer="fc", dtype=common["dtype"])
+    return classic.AlexNetFeatures(**common), head
+
+
+def _vgg11(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    common: dict[str, Any],
+    *,
+    width: int = 64,
+    norm: str = "instance",
+) -> Modules:
+    body = classic.VGG11Features(width=width, norm=norm, **common)
+    return body, PoolHead(num_classes, dtype=common["dtype"])
+
+
+def _resnet(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    common: dict[str, Any],
+    *,
+    layers: int,
+    width: int = 64,
+    norm: str = "instance",
+    imagenet_stem: bool = False,
+    average_pooling: bool = False,
+) -> Modules:
+    body = ResNetFeatures(
+        depth=layers,
+        width=width,
+        norm=norm,
+        imagenet_stem=imagenet_stem,
+        average_pooling=average_pooling,
+        **common,
+    )
+    head = FlattenHead if average_pooling else PoolHead
+    return body, head(num_classes, dtype=common["dtype"])
+
+
+def _vit(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    common: dict[str, Any],
+    *,
+    width: int = 192,
+    depth: int = 6,
+) -> Modules:
+    height, image_width, _ = image_shape
+    # The largest patch that tiles the image and leaves at least seven a side: 4 at 28 and 32, 8 at
+    # 64, 16 at 128.
+    common_sizes = range(1, max(1, min(height, image_width) // 7) + 1)
+    patch = max(size for size in common_sizes if math.gcd(height, image_width) % size == 0)
+    heads = max(1, width // 64)
+    if width % heads:
+        raise UserError(f"a ViT's width is a multiple of its {heads} heads, {width} is not")
+    body = ViTFeatures(width=width, depth=depth, heads=heads, patch=patch, **common)
+    return body, ViTHead(num_classes, dtype=common["dtype"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """How the names of a family are read, and what builds its modules.
+
+    Attributes:
+        stem: the names' beginning, in capitals.
+        build: makes body and head of the image shape, number of classes, settings common to all
+            modules, and its own.
+        options: which of `build_network`'s settings it takes.
+        suffixes: what a name may add, and the setting that it makes.
+        sizes: whether a name may add `D<depth>` and `W<width>`.
+    """
+
+    stem: str
+    build: Callable[..., Modules]
+    options: tuple[str, ...] = ()
+    suffixes: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
+    sizes: bool = False
+
+    def parse(self, bare: str) -> dict[str, Any] | None:
+        """The settings that a name in capitals makes; None where it is not of this family."""
+        part = "|".join([*self.suffixes, *(("[DW][1-9][0-9]*",) if self.sizes else ())])
+        if not re.fullmatch(f"{self.stem}({part})*" if part else self.stem, bare):
+            return None
+        settings: dict[str, Any] = {}
+        for text in re.findall(part, bare.removeprefix(self.stem)) if part else ():
+            sized = {"D": "depth", "W": "width"}.get(text[0])
+            option, value = self.suffixes.get(text) or (sized, int(text[1:]))
+            if settings.setdefault(option, value) != value:
+                return None
+        return settings
+
+
+_CONVNET_SUFFIXES = {
+    "ASWISH": ("activation", "swish"),
+    "AS": ("activation", "sigmoid"),
+    "AR": ("activation", "relu"),
+    "AL": ("activation", "leaky_relu"),
+    "NN": ("norm", "none"),
+    "BN": ("norm", "batch"),
+    "LN": ("norm", "layer"),
+    "IN": ("norm", "instance"),
+    "GN": ("norm", "group4"),
+    "NP": ("pooling", "none"),
+    "MP": ("pooling", "max"),
+    "AP": ("pooling", "avg"),
+}
+_RESNET_SUFFIXES = {
+    "BN": ("norm", "batch"),
+    "IMAGENET": ("imagenet_stem", True),
+    "AP": ("average_pooling", True),
+}
+_FAMILIES = (
+    _Family(
+        "CONVNET",
+        _convnet,
+        ("width", "depth", "norm", "activation", "pooling"),
+        _CONVNET_SUFFIXES,
+        sizes=True,
+    ),
+    _Family("MLP", _mlp, ("width",)),
+    _Family("LENET", _lenet),
+    _Family("ALEXNET", _alexnet),
+    _Family("VGG11", _vgg11, ("width", "norm"), {"BN": ("norm", "batch")}),
+    *(
+        _Family(
+            f"RESNET{layers}",
+            functools.partial(_resnet, layers=layers),
+            ("width", "norm"),
+            _RESNET_SUFFIXES,
+        )
+        for layers in (18, 34, 50)
+    ),
+    _Family("VIT", _vit, ("width", "depth")),
+)
+
+
+def network_names() -> tuple[str, ...]:
+    """The registry's names; a ConvNet's suffixes may also be combined, as in `ConvNetD4W64BN`."""
+    return _NAMES
 
 
 def build_network(
@@ -28,19 +258,98 @@ def build_network(
     convolution: Callable | None = None,
     dtype: Any = None,
 ) -> Network:
-    m = re.fullmatch(r"convnet(?:d(\d+))?", name.lower())
-    if not m:
-        raise UserError(f"unknown network {name!r}")
-    height, image_width, _ = image_shape
-    depth = depth or int(m.group(1) or default_depth(height, image_width))
-    body = ConvNetFeatures(
-        width=width or 128, depth=depth, norm=_NORMS.get(norm or "instance", norm or "instance"),
-        activation=activation or "relu", pooling=pooling or "avg",
-        convolution=convolution, dtype=dtype,
-    )
-    module = Classifier(body=body, head=FlattenHead(num_classes, dtype=dtype))
-    return Network(name, module, num_classes, tuple(image_shape))
+    """Builds a network by its name in the dataset distillation literature.
+
+    Args:
+        name: one of `network_names()` in any case, e.g. "ConvNet" (depth by resolution),
+            "ConvNetD5", "ConvNetW256", "ConvNetBN", "ResNet18", "ResNet18ImageNet".
+        num_classes: the number of logits.
+        image_shape: `(H, W, C)`.
+        width: channels of a ConvNet's blocks (128), of a VGG's or ResNet's first stage (64), of an
+            MLP's hidden layers (128) or of a ViT's tokens (192).
+        depth: blocks of a ConvNet (as many as leave about 4x4) or of a ViT (6).
+        norm: "instance", "batch", "layer", "group<groups>" or "none"; for ConvNets, VGG, ResNets.
+        activation: "relu", "sigmoid", "leaky_relu" or "swish"; for ConvNets.
+        pooling: "avg", "max" or "none"; for ConvNets.
+        convolution: stands for `lax.conv_general_dilated`, with the same arguments.
+        dtype: compute dtype, where it is not to follow the parameters and images.
+
+    Raises:
+        UserError: where the name is unknown, a setting does not belong to the network or
+            contradicts its name, or the images are too small for it.
+    """
+    family, settings = _parse(name)
+    given = {
+        "width": width,
+        "depth": depth,
+        "norm": norm,
+        "activation": activation,
+        "pooling": pooling,
+    }
+    for option, value in given.items():
+        if value is None:
+            continue
+        if option not in family.options:
+            raise UserError(f"network {name!r} has no {option} to set: leave it out")
+        value = _checked(name, option, value)
+        if settings.setdefault(option, value) != value:
+            raise UserError(
+                f"the name of network {name!r} says {option} {settings[option]}, its {option} is "
+                f"set to {value}: change one of them"
+            )
+    image_shape = tuple(int(size) for size in image_shape)
+    common = {"convolution": convolution, "dtype": None if dtype is None else jnp.dtype(dtype)}
+    body, head = family.build(image_shape, num_classes, common, **settings)
+    _check_groups(name, body)
+    network = Network(_canonical(name), Classifier(body, head), num_classes, image_shape)
+    if min(network.feature_shape) < 1:
+        raise UserError(
+            f"images of {image_shape[0]}x{image_shape[1]} are too small for network {name!r}: "
+            "its poolings leave nothing of them; take a smaller depth or larger images"
+        )
+    return network
 
 
-def network_names() -> tuple[str, ...]:
-    return ("ConvNet",)
+def _bare(name: str) -> str:
+    return name.replace("_", "").upper()
+
+
+def _canonical(name: str) -> str:
+    return next((known for known in _NAMES if _bare(known) == _bare(name)), name)
+
+
+def _parse(name: str) -> tuple[_Family, dict[str, Any]]:
+    for family in _FAMILIES:
+        settings = family.parse(_bare(name))
+        if settings is not None:
+            return family, settings
+    by_bare = {_bare(known): known for known in _NAMES}
+    near = difflib.get_close_matches(_bare(name), by_bare, n=3, cutoff=0.5)
+    hint = ", ".join(by_bare[match] for match in near) or "one of " + ", ".join(_NAMES)
+    raise UserError(f"unknown network {name!r}: did you mean {hint}?")
+
+
+def _checked(name: str, option: str, value: Any) -> Any:
+    """The setting in our own words."""
+    if option in ("width", "depth"):
+        if int(value) != value or value < 1:
+            raise UserError(f"{option} {value} of network {name!r} is not a positive whole number")
+        return int(value)
+    word = str(value).lower()
+    word = _ALIASES[option].get(word, word)
+    grouped = option == "norm" and re.fullmatch("group[1-9][0-9]*", word)
+    if word not in _CHOICES[option] and not grouped:
+        raise UserError(
+            f"{option} {value!r} of network {name!r} is unknown: take one of "
+            + ", ".join(_CHOICES[option])
+        )
+    return word
+
+
+def _check_groups(name: str, body: nn.Module) -> None:
+    norm = getattr(body, "norm", "")
+    if norm.startswith("group") and body.width % int(norm.removeprefix("group")):
+        raise UserError(
+            f"network {name!r} of width {body.width} cannot be cut into the groups of norm "
+            f"{norm!r}: take a width that they divide"
+        )

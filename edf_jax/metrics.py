@@ -1,0 +1,218 @@
+"""What a run measures: `metrics.jsonl`, TensorBoard events and, if asked for, Weights & Biases.
+
+A row of metrics.jsonl is one event: `{"stage", "step", "time", ...scalars}`. `metrics.jsonl` is
+the record, which figures and the report are drawn from; the others are copies for watching.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edf_jax.errors import UserError
+
+_FILE = "metrics.jsonl"
+# A killed run's events of the last seconds are missing from TensorBoard, not from metrics.jsonl.
+_TENSORBOARD_FLUSH_SECONDS = 10
+
+
+class MetricsWriter:
+    """Writes the measurements of a run, and takes back those that a resumed run makes again.
+
+    Use it as a context manager, or `close` it.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        """Opens the run's metrics; a last line torn by a kill is dropped.
+
+        Args:
+          workdir: the run's folder; made if missing.
+          tensorboard: whether to write events to `workdir/tensorboard/<stage>`.
+          wandb_project: Weights & Biases project, None or "" for none. The run's id is kept in
+            the workdir, so that a resumed run continues the same charts.
+          config: what Weights & Biases shows as the run's settings.
+
+        Raises:
+          UserError: `wandb_project` is given and wandb is not installed.
+        """
+        self._workdir = Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._path = self._workdir / _FILE
+        _drop_torn_line(self._path)
+        self._file = open(self._path, "a", buffering=1, encoding="utf-8")
+        self._tensorboard = tensorboard
+        self._events: dict[str, Any] = {}
+        self._wandb = _start_wandb(self._workdir, wandb_project, config) if wandb_project else None
+        self._wandb_sent: dict[str, int] = {}
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def write(self, step: int, stage: str, **scalars: Any) -> None:
+        """Appends one row, and sends its numbers on.
+
+        Args:
+          step: the stage's own count (iteration, epoch).
+          stage: "experts", "distill", "evaluate" or another stage's name.
+          **scalars: numbers, booleans, words, or arrays of one number. Not-a-number and infinity
+            become null, for JSON has no such numbers.
+        """
+        values = {name: _plain(value) for name, value in scalars.items()}
+        row = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        numbers = {k: v for k, v in values.items() if isinstance(v, (bool, int, float))}
+        for name, value in numbers.items():
+            if self._tensorboard:
+                self._writer(stage).add_scalar(f"{stage}/{name}", value, int(step))
+        if self._wandb is not None and step > self._wandb_sent.get(stage, -1):
+            charts = {f"{stage}/{name}": value for name, value in numbers.items()}
+            self._wandb.log({**charts, f"{stage}/step": int(step)})
+
+    def images(self, step: int, stage: str, name: str, images) -> None:
+        """Sends pictures to TensorBoard: `[H, W, 3]` or `[n, H, W, C]`, in [0, 1] or uint8."""
+        if not self._tensorboard:
+            return
+        pixels = np.asarray(images)
+        if pixels.shape[-1] == 1:
+            pixels = np.repeat(pixels, 3, axis=-1)
+        add = self._writer(stage).add_images if pixels.ndim == 4 else self._writer(stage).add_image
+        add(f"{stage}/{name}", pixels, step, dataformats="NHWC" if pixels.ndim == 4 else "HWC")
+
+    def histogram(self, step: int, stage: str, name: str, values) -> None:
+        """Sends the distribution of `values` (any shape) to TensorBoard; what is not finite is left out."""
+        if not self._tensorboard:
+            return
+        flat = np.asarray(values, np.float64).ravel()
+        flat = flat[np.isfinite(flat)]
+        if flat.size:
+            self._writer(stage).add_histogram(f"{stage}/{name}", flat, step)
+
+    def truncate_after(self, stage: str, step: int) -> None:
+        """Takes back `stage`'s rows of later steps: those that a run resumed at `step` makes again."""
+        self._file.close()
+        kept, last = [], -1
+        for row in read_metrics(self._workdir):
+            if row["stage"] == stage:
+                last = max(last, row["step"])
+            if row["stage"] != stage or row["step"] <= step:
+                kept.append(json.dumps(row) + "\n")
+        temporary = self._path.with_name(_FILE + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+        self._file = open(self._path, "a", buffering=1, encoding="utf-8")
+        # W&B cannot take rows back: those it has are not sent a second time.
+        self._wandb_sent[stage] = last
+        if self._tensorboard and last > step:
+            self._close_writer(stage)
+            self._writer(stage, purge_step=step + 1)
+
+    def close(self) -> None:
+        """Writes what is left; the writer is of no use after that."""
+        self._file.close()
+        for stage in list(self._events):
+            self._close_writer(stage)
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def _writer(self, stage: str, purge_step: int | None = None):
+        # A folder for each stage: TensorBoard forgets purged steps of a whole folder.
+        if stage not in self._events:
+            from tensorboardX import SummaryWriter
+
+            self._events[stage] = SummaryWriter(
+                str(self._workdir / "tensorboard" / stage),
+                purge_step=purge_step,
+                flush_secs=_TENSORBOARD_FLUSH_SECONDS,
+            )
+        return self._events[stage]
+
+    def _close_writer(self, stage: str) -> None:
+        if stage in self._events:
+            self._events.pop(stage).close()
+
+
+def read_metrics(workdir: str | Path, stage: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, all or one stage's, in the order they were written.
+
+    Returns:
+      A list of dicts; empty where there is no file. A torn last line is left out.
+    """
+    path = Path(workdir) / _FILE
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        row = _parse(line)
+        if row is not None and stage in (None, row["stage"]):
+            rows.append(row)
+    return rows
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and {"stage", "step"} <= row.keys() else None
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"a metric is one number; this one has shape {array.shape}")
+    scalar = array.reshape(()).item()
+    return None if isinstance(scalar, float) and not math.isfinite(scalar) else scalar
+
+
+def _start_wandb(workdir: Path, project: str, config: dict[str, Any] | None):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "log.wandb_project is set but wandb is not installed: "
+            "pip install 'edf_jax[wandb]', or leave the key empty."
+        ) from error
+    id_file = workdir / "wandb_id.txt"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4) + "\n")
+    run = wandb.init(
+        project=project,
+        id=id_file.read_text().strip(),
+        name=workdir.name,
+        dir=str(workdir),
+        resume="allow",
+        config=config,
+    )
+    # Each stage counts its own steps; W&B's single counter could not go back to 0.
+    for stage in ("experts", "teacher", "distill", "evaluate"):
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    return run

@@ -135,17 +135,28 @@ def resize_maps(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
     return jax.image.resize(maps, shape, method="bilinear", antialias=False)
 
 
-def _smooth_with_key(features, classify, images, classes, key):
-    if key is None:
-        raise ValueError("smooth_grad_cam_pp draws noise: give a key")
-    noise = jax.random.normal(key, (NOISE_SAMPLES, *images.shape), images.dtype)
-    return smooth_grad_cam_pp(features, classify, images, classes, NOISE_STD * noise)
+def _without_noise(method):
+    def keyed(features, classify, images, classes, key):
+        del key
+        return method(features, classify, images, classes)
+
+    return keyed
+
+
+def _with_noise(method):
+    def keyed(features, classify, images, classes, key):
+        if key is None:
+            raise ValueError(f"{method.__name__} draws noise: give a key")
+        noise = jax.random.normal(key, (NOISE_SAMPLES, *images.shape), images.dtype)
+        return method(features, classify, images, classes, NOISE_STD * noise)
+
+    return keyed
 
 
 METHODS = {
-    "grad_cam": lambda *args: grad_cam(*args[:-1]),
-    "grad_cam_pp": lambda *args: grad_cam_pp(*args[:-1]),
-    "smooth_grad_cam_pp": _smooth_with_key,
+    "grad_cam": _without_noise(grad_cam),
+    "grad_cam_pp": _without_noise(grad_cam_pp),
+    "smooth_grad_cam_pp": _with_noise(smooth_grad_cam_pp),
 }
 
 

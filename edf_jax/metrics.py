@@ -95,7 +95,7 @@ class MetricsWriter:
         add(f"{stage}/{name}", pixels, step, dataformats="NHWC" if pixels.ndim == 4 else "HWC")
 
     def histogram(self, step: int, stage: str, name: str, values) -> None:
-        """Sends the distribution of `values` (any shape) to TensorBoard; what is not finite is left out."""
+        """Sends the distribution of the finite `values` (any shape) to TensorBoard."""
         if not self._tensorboard:
             return
         flat = np.asarray(values, np.float64).ravel()

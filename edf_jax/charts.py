@@ -1,0 +1,238 @@
+"""The curves of a run. Pure: arrays in, the bytes of a PNG out.
+
+Each is drawn narrow, so that its letters stay readable when a page shows it on a phone, and in
+either of two themes, so that it sits on a light or a dark page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours by what they stand for; told apart by colour-blind readers too."""
+
+    background: str
+    ink: str
+    muted: str
+    grid: str
+    distilled: str
+    random: str
+    full: str
+    skipped: str
+
+
+LIGHT = Theme(
+    "#ffffff", "#1b1f24", "#667080", "#e4e8ee", "#0b6bcb", "#c46a00", "#0a8754", "#c8321f"
+)
+DARK = Theme("#161b22", "#e8edf3", "#97a3b3", "#2c343f", "#5ab0ff", "#f0a13a", "#3fcf8e", "#ff7a66")
+
+DPI = 200
+_CHART_INCHES = (4.4, 2.7)
+
+
+def loss_curve(
+    steps, loss, skipped, *, threshold: float | None = None, theme: Theme = LIGHT
+) -> bytes:
+    """Matching loss over iterations, with its running median; skipped iterations marked.
+
+    Args:
+      steps, loss, skipped: `[iterations]`; a loss may be not-a-number.
+      threshold: above it an iteration changes nothing.
+    """
+    steps, loss = np.asarray(steps), np.asarray(loss, float)
+    skipped = np.asarray(skipped, bool)
+    figure, axes = _chart("Matching loss", "iteration", theme)
+    kept = ~skipped & np.isfinite(loss)
+    size = 14 if len(steps) < 300 else 5
+    axes.scatter(steps[kept], loss[kept], s=size, color=theme.distilled, alpha=0.35, linewidths=0)
+    median = _running_median(np.where(kept, loss, np.nan))
+    axes.plot(steps, median, color=theme.distilled, linewidth=1.6)
+    limits = [value for value in (threshold, np.nanmax(median, initial=0.0)) if value]
+    if kept.any():
+        limits.append(np.percentile(loss[kept], 99.5))
+    high = 1.12 * max(limits, default=1.0)
+    low = min(0.0, float(loss[kept].min(initial=0.0)))
+    axes.set_ylim(low, high)
+    if threshold is not None:
+        axes.axhline(threshold, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
+        _label(axes, f"skipped above {threshold:g}", threshold, theme.muted, theme, at_right=True)
+    if skipped.any():
+        heights = np.where(np.isfinite(loss), loss, np.inf)[skipped].clip(None, 0.985 * high)
+        axes.scatter(
+            steps[skipped],
+            heights,
+            s=size + 4,
+            marker="x",
+            color=theme.skipped,
+            linewidths=0.9,
+            label=f"skipped: {skipped.sum()} of {len(steps)}",
+        )
+        axes.legend(
+            loc="lower left", frameon=False, labelcolor=theme.ink, fontsize=8, handletextpad=0.1
+        )
+    return png(figure)
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Median over a window of 2% of the values, at least 5, centred, not-a-number left out."""
+    half = max(2, len(values) // 100)
+    padded = np.pad(values, half, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    masked = np.ma.masked_invalid(windows)
+    return np.ma.median(masked, axis=1).filled(np.nan)
+
+
+def accuracy_curve(
+    steps,
+    mean,
+    std,
+    *,
+    random: tuple[float, float] | None = None,
+    full: tuple[float, float] | None = None,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Test accuracy of networks trained on the distilled set, over distillation iterations.
+
+    Args:
+      steps, mean, std: `[evaluations]`, in percent.
+      random, full: (mean, std) of random real images and of all the data, as reference lines.
+    """
+    steps, mean, std = (np.asarray(values, float) for values in (steps, mean, std))
+    figure, axes = _chart("Test accuracy, %", "iteration", theme)
+    axes.fill_between(steps, mean - std, mean + std, color=theme.distilled, alpha=0.2, linewidth=0)
+    axes.plot(steps, mean, color=theme.distilled, linewidth=1.8, marker="o", markersize=3.5)
+    references = (("all the data", full, theme.full), ("random images", random, theme.random))
+    for name, reference, colour in references:
+        if reference is not None:
+            centre, spread = reference
+            axes.axhspan(centre - spread, centre + spread, color=colour, alpha=0.13, linewidth=0)
+            axes.axhline(centre, color=colour, linewidth=1.2, linestyle=(0, (5, 2)))
+            # Distillation starts near random images: at the left they would cover each other.
+            at_right = reference is random
+            _label(axes, f"{name} {centre:.1f}", centre, colour, theme, at_right=at_right)
+    best = int(np.nanargmax(mean))
+    axes.annotate(
+        f"{mean[best]:.1f}",
+        (steps[best], mean[best]),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="right" if best == len(mean) - 1 and best else "center",
+        color=theme.distilled,
+        fontsize=8.5,
+        fontweight="bold",
+    )
+    axes.margins(y=0.14)
+    return png(figure)
+
+
+def expert_accuracy(epochs, accuracy, *, theme: Theme = LIGHT) -> bytes:
+    """Test accuracy of the experts after each epoch: each one thin, their mean thick.
+
+    Args:
+      epochs: `[epochs]`.
+      accuracy: `[experts, epochs]` in percent; not-a-number where not measured.
+    """
+    accuracy = np.asarray(accuracy, float)
+    figure, axes = _chart("Experts' test accuracy, %", "epoch", theme)
+    for one in accuracy if len(accuracy) > 1 else ():
+        axes.plot(epochs, one, color=theme.full, linewidth=0.7, alpha=0.35)
+    mean = np.ma.masked_invalid(accuracy).mean(axis=0).filled(np.nan)
+    axes.plot(epochs, mean, color=theme.full, linewidth=2.0)
+    last = np.flatnonzero(np.isfinite(mean))[-1]
+    text = (
+        f"mean of {len(accuracy)}: {mean[last]:.1f}" if len(accuracy) > 1 else f"{mean[last]:.1f}"
+    )
+    axes.annotate(
+        text,
+        (np.asarray(epochs)[last], mean[last]),
+        xytext=(0, -12),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=theme.full,
+        fontsize=8.5,
+        fontweight="bold",
+    )
+    axes.margins(y=0.1)
+    return png(figure)
+
+
+def start_epochs(steps, epochs, upper=None, *, theme: Theme = LIGHT) -> bytes:
+    """Which stretch of the experts' training each iteration matched, and how often each.
+
+    Args:
+      steps, epochs: `[iterations]`, the epoch that the student started from.
+      upper: `[iterations]`, the first epoch not yet allowed (sequential generation), if known.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    steps, epochs = np.asarray(steps), np.asarray(epochs)
+    figure, (axes, side) = _chart(
+        "Start epochs matched", "iteration", theme, width_ratios=(4, 1), sharey=True
+    )
+    size = 12 if len(steps) < 300 else 4
+    axes.scatter(steps, epochs, s=size, color=theme.distilled, alpha=0.5, linewidths=0)
+    if upper is not None:
+        # Drawn between the last epoch allowed and the first that is not.
+        bound = np.asarray(upper, float) - 0.5
+        axes.step(steps, bound, color=theme.muted, linewidth=1.0, where="post")
+    bins = np.arange(epochs.min(), epochs.max() + 2) - 0.5
+    side.hist(epochs, bins=bins, orientation="horizontal", color=theme.distilled, alpha=0.7)
+    side.set_xlabel("times", color=theme.muted, fontsize=8.5)
+    side.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    side.grid(False)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return png(figure)
+
+
+def _chart(title: str, x_label: str, theme: Theme, **grid: Any):
+    """A figure with its title and bare axes: one, or as many as `width_ratios` has."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(_CHART_INCHES, dpi=DPI, facecolor=theme.background, layout="constrained")
+    columns = len(grid.get("width_ratios", (1,)))
+    all_axes = figure.subplots(1, columns, squeeze=False, **grid)[0]
+    for axes in all_axes:
+        axes.set_facecolor(theme.background)
+        axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(theme.muted)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    first = all_axes[0]
+    first.set_title(title, loc="left", color=theme.ink, fontsize=10, fontweight="bold")
+    first.set_xlabel(x_label, color=theme.muted, fontsize=8.5)
+    return figure, first if columns == 1 else all_axes
+
+
+def _label(axes, text: str, y: float, colour: str, theme: Theme, at_right: bool = False) -> None:
+    """Words on a horizontal line at an edge, on a ground that keeps them readable."""
+    from matplotlib.transforms import blended_transform_factory
+
+    axes.text(
+        0.985 if at_right else 0.015,
+        y,
+        text,
+        ha="right" if at_right else "left",
+        transform=blended_transform_factory(axes.transAxes, axes.transData),
+        color=colour,
+        fontsize=8,
+        va="center",
+        bbox={"facecolor": theme.background, "edgecolor": "none", "pad": 1.2},
+    )
+
+
+def png(figure) -> bytes:
+    """A figure as the bytes of a PNG; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,67 @@
+"""Device set-up: precision, the compilation cache, the host's allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+
+# glibc's mallopt parameters (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEPT_BYTES = 2**31 - 1
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large freed blocks for the next allocation.
+
+    XLA's CPU backend allocates its temporaries anew at each call. By default glibc gets large
+    blocks from the kernel and gives them back each time, and clearing the fresh pages took up to
+    half of a matching step. Does nothing where the C library isn't glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def set_precision(precision: str) -> None:
+    """Sets what float32 products are computed in: true float32 everywhere unless asked for less.
+
+    Args:
+        precision: one of `PRECISIONS`. JAX's own default would be TF32 on newer NVIDIA GPUs and
+            bfloat16 on TPUs.
+    """
+    jax.config.update(
+        "jax_default_matmul_precision",
+        {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}[precision],
+    )
+
+
+def compute_dtype(precision: str) -> jnp.dtype | None:
+    """The networks' compute dtype: bfloat16 where asked, else that of the parameters (None)."""
+    return jnp.bfloat16 if precision == "bfloat16" else None
+
+
+def use_compilation_cache(folder: str | os.PathLike | None = None) -> None:
+    """Keeps compiled programs in the user's cache folder, unless a cache is already configured."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    path = pathlib.Path(folder or pathlib.Path(base) / "edf_jax" / "compiled")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

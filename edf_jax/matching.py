@@ -1,0 +1,239 @@
+"""Trajectory matching: the student's unroll, the matching loss, its gradient in constant memory.
+
+A student starts at an expert's snapshot and takes N steps of SGD on the synthetic images; the loss
+says how far it ends from where the expert went. The gradient of that loss with respect to the
+images, the labels and the student's rate runs backwards over the steps. Since the steps are SGD,
+the backward sweep needs only the parameters before each step and one vector
+`v = d loss / d theta_{i+1}`: with `h(theta, x, y) = d/d eps L(theta + eps v; x, y)`, a forward-mode
+derivative, reverse-mode gradients of `h` give all that a step contributes. No step's activations
+outlive it.
+
+References:
+  Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (2203.11932).
+  Wang et al., "Emphasizing Discriminative Features for Dataset Distillation in Complex Scenarios"
+    (2410.17193): Common Pattern Dropout.
+  Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (2505.00793).
+  Cui et al., "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory" (2211.10586).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# (theta [P], images [b, H, W, C], label logits [b, C], mask [b] or None) -> scalar
+StudentLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+# (key, images [b, H, W, C]) -> images [b, H, W, C]
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+# squared distances [P] -> which of them count [P], a constant for differentiation
+Selection = Callable[[jax.Array], jax.Array]
+
+
+class StudentBatches(NamedTuple):
+    """What the student sees in its N steps.
+
+    Attributes:
+        indices: `[N, b]` int32, positions among the synthetic images.
+        mask: `[N, b]`, 1 where a position counts and 0 where it fills up a smaller batch; None
+            where all batches are full.
+        keys: `[N]` PRNG keys for the augmentation.
+    """
+
+    indices: jax.Array
+    mask: jax.Array | None
+    keys: jax.Array
+
+
+class Matching(NamedTuple):
+    """The result of one trajectory's matching.
+
+    Attributes:
+        loss: the matching loss, a scalar.
+        images: gradient `[n, H, W, C]` of the loss with respect to the synthetic images.
+        labels: gradient `[n, C]` with respect to the label logits.
+        alpha: gradient with respect to the student's rate, a scalar.
+        theta: `[P]`, the student's final parameters.
+    """
+
+    loss: jax.Array
+    images: jax.Array
+    labels: jax.Array
+    alpha: jax.Array
+    theta: jax.Array
+
+
+def student_batches(key: jax.Array, num_images: int, batch: int, steps: int) -> StudentBatches:
+    """Draws the batches of the student's steps.
+
+    The images are shuffled and cut into chunks of `batch`, used up last chunk first, then shuffled
+    again; so the remainder, where there is one, comes first.
+
+    Args:
+        key: PRNG key.
+        num_images: n.
+        batch: the chunks' size; more than n means n.
+        steps: N.
+    """
+    order_key, augment_key = jax.random.split(key)
+    batch = min(batch, num_images)
+    chunks = -(-num_images // batch)
+    passes = -(-steps // chunks)
+    filling = chunks * batch - num_images
+    positions = jax.vmap(lambda k: jax.random.permutation(k, num_images))(
+        jax.random.split(order_key, passes)
+    )
+    counts = jnp.ones((passes, num_images))
+
+    def cut(rows):
+        rows = jnp.pad(rows, ((0, 0), (0, filling)))
+        return rows.reshape(passes, chunks, batch)[:, ::-1].reshape(-1, batch)[:steps]
+
+    return StudentBatches(
+        cut(positions).astype(jnp.int32),
+        cut(counts) if filling else None,
+        jax.random.split(augment_key, steps),
+    )
+
+
+def common_pattern_dropout(drop: float) -> Selection | None:
+    """The selection that drops the `int(drop * P)` smallest squared distances (CPD).
+
+    Args:
+        drop: share in [0, 1).
+
+    Returns:
+        A selection, or None where nothing is dropped.
+
+    References:
+        EDF (2410.17193), section 3.3.
+    """
+    if not drop:
+        return None
+
+    def select(distances: jax.Array) -> jax.Array:
+        smallest_kept = jnp.sort(distances)[int(drop * distances.size)]
+        return distances >= smallest_kept
+
+    return select
+
+
+def deep_layers(depth_ratio: float) -> Selection | None:
+    """The selection that leaves out the first `int(depth_ratio * P)` parameters (PAD, 2408.03360).
+
+    Args:
+        depth_ratio: share in [0, 1), counted in forward order.
+    """
+    if not depth_ratio:
+        return None
+    return lambda distances: jnp.arange(distances.size) >= int(depth_ratio * distances.size)
+
+
+def matching_loss(
+    theta: jax.Array, start: jax.Array, target: jax.Array, select: Selection | None = None
+) -> jax.Array:
+    """`sum (theta - target)^2 / sum (start - target)^2`, both over the selected parameters.
+
+    Args:
+        theta: `[P]`, the student's final parameters.
+        start: `[P]`, the expert's snapshot where it started.
+        target: `[P]`, the expert's snapshot to reach.
+        select: which parameters count; all where None.
+    """
+    distances = (theta - target) ** 2
+    travelled = (start - target) ** 2
+    if select is not None:
+        kept = lax.stop_gradient(select(distances))
+        distances, travelled = (jnp.where(kept, x, 0) for x in (distances, travelled))
+    return jnp.sum(distances) / jnp.sum(travelled)
+
+
+def unroll(
+    loss: StudentLoss,
+    augment: Augment,
+    start: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    alpha: jax.Array,
+    batches: StudentBatches,
+) -> tuple[jax.Array, jax.Array]:
+    """The student's N steps of SGD.
+
+    Args:
+        loss: the student's loss on one batch.
+        augment: applied to each batch with its own key.
+        start: `[P]`.
+        images: `[n, H, W, C]`, normalised.
+        labels: `[n, C]` logits.
+        alpha: the rate, a scalar.
+        batches: see `student_batches`.
+
+    Returns:
+        The final parameters `[P]`, and those before each step `[N, P]`.
+    """
+
+    def step(theta, batch):
+        seen = augment(batch.keys, images[batch.indices])
+        gradient = jax.grad(loss)(theta, seen, labels[batch.indices], batch.mask)
+        return theta - alpha * gradient, theta
+
+    return lax.scan(step, start, batches)
+
+
+def matching_gradient(
+    loss: StudentLoss,
+    augment: Augment,
+    start: jax.Array,
+    target: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    alpha: jax.Array,
+    batches: StudentBatches,
+    *,
+    select: Selection | None = None,
+    through_steps: bool = True,
+) -> Matching:
+    """The matching loss and its gradients, with the activation memory of a single step.
+
+    Beyond that, N parameter vectors are kept.
+
+    Args:
+        loss: the student's loss on one batch.
+        augment: applied to each batch with its own key.
+        start: `[P]`, the snapshot to start from.
+        target: `[P]`, the snapshot to reach.
+        images: `[n, H, W, C]`, normalised.
+        labels: `[n, C]` logits.
+        alpha: the student's rate, a scalar.
+        batches: see `student_batches`.
+        select: which parameters count in the loss (`common_pattern_dropout`, `deep_layers`).
+        through_steps: False holds each step's parameters constant (TESLA's gradient).
+    """
+    theta, before = unroll(loss, augment, start, images, labels, alpha, batches)
+    value, sensitivity = jax.value_and_grad(matching_loss)(theta, start, target, select)
+
+    def step_back(carry, inputs):
+        v, totals = carry
+        theta, batch = inputs
+        seen, augment_vjp = jax.vjp(lambda x: augment(batch.keys, x), images[batch.indices])
+
+        def slope(theta, seen, labels):
+            return jax.jvp(lambda t: loss(t, seen, labels, batch.mask), (theta,), (v,))[1]
+
+        along, (to_theta, to_seen, to_labels) = jax.value_and_grad(slope, (0, 1, 2))(
+            theta, seen, labels[batch.indices]
+        )
+        (to_images,) = augment_vjp(to_seen)
+        totals = (
+            totals[0].at[batch.indices].add(-alpha * to_images),
+            totals[1].at[batch.indices].add(-alpha * to_labels),
+            totals[2] - along,
+        )
+        return (v - alpha * to_theta if through_steps else v, totals), None
+
+    zeros = (jnp.zeros_like(images), jnp.zeros_like(labels), jnp.zeros_like(alpha))
+    (_, gradients), _ = lax.scan(step_back, (sensitivity, zeros), (before, batches), reverse=True)
+    return Matching(value, *gradients, theta)

@@ -1,0 +1,255 @@
+"""The one loop that trains networks: experts, evaluated networks and teachers share it.
+
+Everything here is pure; a training is resumable at every epoch, since the randomness of epoch `e`
+is `fold_in(key, e)` and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from edf_jax import gsam
+from edf_jax.models import Network
+
+# (logits [b, C], targets [b, ...], mask [b] or None) -> scalar
+Loss = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+# (key, inputs [b, H, W, C]) -> inputs
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+# stored images [b, H, W, C] -> normalised inputs
+Prepare = Callable[[jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """A network in training.
+
+    Attributes:
+        theta: `[P]`.
+        batch_stats: running batch-norm statistics; {} where there are none.
+        optimiser: optax's state.
+    """
+
+    theta: jax.Array
+    batch_stats: Any
+    optimiser: Any
+
+
+class Gsam(NamedTuple):
+    """GSAM's settings (`edf_jax.gsam`)."""
+
+    rho: float
+    alpha: float
+    adaptive: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How networks are trained on batches of one data set.
+
+    Attributes:
+        network: the architecture.
+        loss: of logits and targets.
+        optimiser: turns gradients into directions, without the rate (see `sgd`).
+        augment: of a batch, by a key.
+        prepare: from images as stored (uint8, say) to the network's inputs.
+        batch: the batches' size; the last of an epoch may be smaller.
+        gsam: None for plain gradients.
+    """
+
+    network: Network
+    loss: Loss
+    optimiser: optax.GradientTransformation
+    augment: Augment
+    prepare: Prepare
+    batch: int
+    gsam: Gsam | None = None
+
+
+def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """PyTorch's SGD as a direction: decay added to the gradient, then momentum, no rate."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.trace(momentum) if momentum else optax.identity(),
+    )
+
+
+def initial_state(recipe: Recipe, key: jax.Array) -> TrainState:
+    """A freshly initialised network."""
+    theta, batch_stats = recipe.network.init(key)
+    return TrainState(theta, batch_stats, recipe.optimiser.init(theta))
+
+
+def train_step(
+    recipe: Recipe,
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None,
+    key: jax.Array,
+    rate: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One step on one batch; returns the new state and the loss before it."""
+    augment_key, network_key = jax.random.split(key)
+    inputs = recipe.augment(augment_key, recipe.prepare(images))
+
+    def loss(theta):
+        logits, batch_stats = recipe.network.apply_and_update(
+            theta, inputs, state.batch_stats, rng=network_key
+        )
+        return recipe.loss(logits, targets, mask), batch_stats
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if recipe.gsam is None:
+        (value, batch_stats), gradient = value_and_grad(state.theta)
+    else:
+        value, batch_stats, gradient = gsam.gsam_gradient(
+            value_and_grad, state.theta, **recipe.gsam._asdict()
+        )
+    direction, optimiser = recipe.optimiser.update(gradient, state.optimiser, state.theta)
+    return TrainState(state.theta - rate * direction, batch_stats, optimiser), value
+
+
+def train_epoch(
+    recipe: Recipe,
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    order: jax.Array,
+    key: jax.Array,
+    rate: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One pass over the examples.
+
+    Args:
+        recipe: how to train.
+        state: the network.
+        images: `[n, H, W, C]`, as stored.
+        targets: `[n, ...]`.
+        order: `[n]`, a permutation (or any choice) of positions; cut into batches from the front.
+        key: for augmentation and the network's own randomness.
+        rate: the learning rate, a scalar.
+
+    Returns:
+        The trained state and the mean loss over batches.
+    """
+    size = min(recipe.batch, order.size)
+    full, remainder = divmod(order.size, size)
+    steps = full + bool(remainder)
+    keys = jax.random.split(key, steps)
+
+    def step(state, batch):
+        indices, mask, key = batch
+        return train_step(recipe, state, images[indices], targets[indices], mask, key, rate)
+
+    if remainder and not recipe.network.has_batch_stats:
+        # Padded and masked, so that one program serves all batches.
+        filling = size - remainder
+        indices = jnp.pad(order, (0, filling)).reshape(steps, size)
+        mask = (jnp.arange(steps * size) < order.size).reshape(steps, size)
+        state, losses = lax.scan(step, state, (indices, mask, keys))
+        return state, jnp.mean(losses)
+    # Padding would enter batch statistics, so the remainder is a step of its own.
+    whole = order[: full * size].reshape(full, size)
+    state, losses = lax.scan(step, state, (whole, None, keys[:full]))
+    if remainder:
+        state, last = step(state, (order[full * size :], None, keys[full]))
+        losses = jnp.append(losses, last)
+    return state, jnp.mean(losses)
+
+
+class Epochs(NamedTuple):
+    """A stretch of a training.
+
+    Attributes:
+        index: `[E]` int32, zero-based; decides each epoch's randomness.
+        rate: `[E]`, the learning rate of each.
+        restart: `[E]` bool, whether the optimiser starts anew before it.
+    """
+
+    index: jax.Array
+    rate: jax.Array
+    restart: jax.Array
+
+
+def train_epochs(
+    recipe: Recipe,
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    epochs: Epochs,
+    key: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """Several shuffled passes over all examples in one compiled loop.
+
+    Returns:
+        The trained state and the mean loss of each epoch `[E]`.
+    """
+
+    def epoch(state, inputs):
+        index, rate, restart = inputs
+        order_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+        fresh = recipe.optimiser.init(state.theta)
+        optimiser = jax.tree.map(lambda a, b: jnp.where(restart, a, b), fresh, state.optimiser)
+        order = jax.random.permutation(order_key, targets.shape[0])
+        return train_epoch(
+            recipe, state._replace(optimiser=optimiser), images, targets, order, step_key, rate
+        )
+
+    return lax.scan(epoch, state, epochs)
+
+
+def predict(
+    network: Network,
+    theta: jax.Array,
+    batch_stats: Any,
+    images: jax.Array,
+    prepare: Prepare,
+    *,
+    batch: int = 256,
+) -> jax.Array:
+    """Logits `[n, C]` of `images [n, H, W, C]` as stored, batch by batch."""
+    count = images.shape[0]
+    batch = min(batch, count)
+    rows = -(-count // batch)
+    # The last row is filled up with the first images, so that one program serves all rows.
+    positions = (jnp.arange(rows * batch) % count).reshape(rows, batch)
+    logits = lax.map(
+        lambda row: network.apply(theta, prepare(images[row]), batch_stats), positions
+    )
+    return logits.reshape(rows * batch, -1)[:count]
+
+
+def accuracy(
+    network: Network,
+    theta: jax.Array,
+    batch_stats: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    prepare: Prepare,
+    *,
+    batch: int = 256,
+) -> jax.Array:
+    """Share of images whose largest logit is at their label, a scalar in [0, 1]."""
+    logits = predict(network, theta, batch_stats, images, prepare, batch=batch)
+    return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def for_each_network(function: Callable, how: str = "auto") -> Callable:
+    """`function` over the leading axis of all its arguments, one network an entry.
+
+    Args:
+        function: of one network's arguments.
+        how: `vmap`, `loop`, or `auto`: a loop on a CPU, where a mapped convolution is no faster
+            and takes K times the memory.
+    """
+    if how == "auto":
+        how = "loop" if jax.default_backend() == "cpu" else "vmap"
+    if how == "vmap":
+        return jax.vmap(function)
+    return lambda *arguments: lax.map(lambda entry: function(*entry), arguments)

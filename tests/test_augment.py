@@ -86,7 +86,7 @@ def test_dtype_of_the_images_stays(name, dtype):
     assert jax.eval_shape(run, images) == (images, images)
 
 
-@pytest.mark.parametrize("shape", [(6, 8, 3), (3, 13, 1), (13, 3, 1), (1, 4, 1)])
+@pytest.mark.parametrize("shape", [(5, 9, 3), (13, 3, 1)])
 def test_dsa_is_affine_and_its_vjp_the_transpose_of_the_dense_matrix(shape, float64):
     size = int(np.prod(shape))
     basis = jnp.eye(size).reshape(size, 1, *shape)

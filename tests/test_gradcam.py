@@ -29,6 +29,17 @@ def classify(maps):
     return maps.reshape(maps.shape[0], -1) @ jnp.asarray(HEAD, maps.dtype)
 
 
+def _maps(method, *arguments, head=classify):
+    """The method's maps at map size, compiled."""
+    compute = jax.jit(functools.partial(getattr(gradcam, method), features, head))
+    return compute(jnp.asarray(IMAGES), CLASSES, *arguments)
+
+
+def _resized(method, images, classes, key=None, head=classify):
+    compute = functools.partial(gradcam.class_activation_maps, method, features, head)
+    return jax.jit(compute)(jnp.asarray(images), classes, key=key)
+
+
 def _gradient(classes):
     """The gradient of the linear head's logits, `[n, 4, 3, 5]`."""
     return HEAD[:, classes].T.reshape(-1, 4, 3, 5)
@@ -50,9 +61,7 @@ def test_grad_cam_weighs_channels_by_the_mean_gradient():
     maps = np.asarray(features(jnp.asarray(IMAGES)))
     weights = _gradient(CLASSES).mean((1, 2))
     expected = _normalised(np.einsum("nk,nhwk->nhw", weights, maps))
-    np.testing.assert_allclose(
-        gradcam.grad_cam(features, classify, jnp.asarray(IMAGES), CLASSES), expected, atol=1e-9
-    )
+    np.testing.assert_allclose(_maps("grad_cam"), expected, atol=1e-9)
 
 
 def test_grad_cam_pp_is_the_published_one_for_an_exponential_score():
@@ -65,9 +74,7 @@ def test_grad_cam_pp_is_the_published_one_for_an_exponential_score():
     # The whole image's factor is divided out again: it would shift the weight of the 1e-8.
     weights = (alpha * np.maximum(first, 0) / score).sum((1, 2))
     expected = _normalised(np.einsum("nk,nhwk->nhw", weights, maps))
-    np.testing.assert_allclose(
-        gradcam.grad_cam_pp(features, classify, jnp.asarray(IMAGES), CLASSES), expected, atol=1e-7
-    )
+    np.testing.assert_allclose(_maps("grad_cam_pp"), expected, atol=1e-7)
 
 
 def test_smooth_grad_cam_pp_takes_moments_over_samples_and_the_last_sample_else():
@@ -85,56 +92,40 @@ def test_smooth_grad_cam_pp_takes_moments_over_samples_and_the_last_sample_else(
     alpha = second / (2 * second + total + 1e-8)
     weights = (alpha * np.maximum(gradients[-1], 0)).sum((1, 2))
     expected = _normalised(np.einsum("nk,nhwk->nhw", weights, passes[-1]))
-    actual = gradcam.smooth_grad_cam_pp(
-        features, square, jnp.asarray(IMAGES), CLASSES, jnp.asarray(noise)
-    )
+    actual = _maps("smooth_grad_cam_pp", jnp.asarray(noise), head=square)
     np.testing.assert_allclose(actual, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_maps_have_the_size_and_dtype_of_the_images_and_reach_zero_and_near_one(method):
-    images = jnp.asarray(IMAGES, jnp.float32)
-    maps = gradcam.class_activation_maps(
-        method, features, classify, images, CLASSES, key=jax.random.key(0)
-    )
+    maps = _resized(method, IMAGES.astype(np.float32), CLASSES, jax.random.key(0))
     assert (maps.shape, maps.dtype) == ((4, 8, 6), jnp.float32)
     assert maps.min() == 0 and 0.5 < maps.max() <= 1
 
 
 @pytest.mark.parametrize("method", ["grad_cam", "grad_cam_pp"])
 def test_an_image_s_map_does_not_depend_on_its_neighbours(method):
-    compute = functools.partial(gradcam.class_activation_maps, method, features, classify)
-    together = compute(jnp.asarray(IMAGES), CLASSES)
-    alone = [compute(jnp.asarray(IMAGES[i : i + 1]), CLASSES[i : i + 1])[0] for i in range(4)]
-    np.testing.assert_allclose(together, alone, atol=1e-12)
+    together = _resized(method, IMAGES, CLASSES)
+    alone = _resized(method, IMAGES[1:2], CLASSES[1:2])
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-12)
 
 
 def test_smooth_grad_cam_pp_depends_on_its_key_alone():
-    compute = functools.partial(
-        gradcam.class_activation_maps,
-        "smooth_grad_cam_pp",
-        features,
-        classify,
-        jnp.asarray(IMAGES),
-        CLASSES,
+    first, again, other = (
+        _resized("smooth_grad_cam_pp", IMAGES, CLASSES, jax.random.key(seed)) for seed in (0, 0, 1)
     )
-    first = compute(key=jax.random.key(0))
-    np.testing.assert_array_equal(first, compute(key=jax.random.key(0)))
-    assert not np.array_equal(first, compute(key=jax.random.key(1)))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
     with pytest.raises(ValueError, match="key"):
-        compute()
+        _resized("smooth_grad_cam_pp", IMAGES, CLASSES)
 
 
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_a_network_that_sees_nothing_gives_a_map_of_zeros(method):
-    maps = gradcam.class_activation_maps(
-        method,
-        features,
-        lambda maps: 0 * classify(maps),
-        jnp.asarray(IMAGES),
-        CLASSES,
-        key=jax.random.key(0),
-    )
+    def blind(maps):
+        return 0 * classify(maps)
+
+    maps = _resized(method, IMAGES, CLASSES, jax.random.key(0), head=blind)
     np.testing.assert_array_equal(maps, 0)
 
 

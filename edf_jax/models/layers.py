@@ -17,21 +17,7 @@ import jax.numpy as jnp
 
 NORM_EPSILON = 1e-5
 
-
-def uniform_fan_in(fan_in: int) -> Callable:
-    """PyTorch's default initialiser of convolutions and linear layers, weights and biases alike.
-
-    Uniform in `+-1/sqrt(fan_in)`, which is what `kaiming_uniform_(a=sqrt(5))` comes to.
-
-    References:
-        He et al., "Delving Deep into Rectifiers", 2015, equation 10 with slope sqrt(5).
-    """
-    bound = 1.0 / math.sqrt(fan_in)
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+_ZEROS = nn.initializers.zeros  # parameters are drawn by `initialisation`
 
 
 def conv(
@@ -46,16 +32,14 @@ def conv(
     convolution: Callable | None = None,
     dtype: Any = None,
 ) -> jax.Array:
-    """A square convolution with PyTorch's initialisation; call inside a compact method."""
-    init = uniform_fan_in(kernel * kernel * x.shape[-1])
+    """A square convolution; call inside a compact method."""
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
         padding=padding,
         use_bias=use_bias,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=_ZEROS,
         conv_general_dilated=convolution,
         dtype=dtype,
         name=name,
@@ -63,9 +47,8 @@ def conv(
 
 
 def linear(x: jax.Array, features: int, *, name: str, dtype: Any = None) -> jax.Array:
-    """A linear layer with PyTorch's initialisation; call inside a compact method."""
-    init = uniform_fan_in(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=dtype, name=name)(x)
+    """A linear layer; call inside a compact method."""
+    return nn.Dense(features, kernel_init=_ZEROS, dtype=dtype, name=name)(x)
 
 
 def _widened(x: jax.Array) -> jax.Array:
@@ -99,7 +82,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        bias = self.param("bias", _ZEROS, (channels,))
         wide = _widened(x)
         if self.groups is None:
             normalised = _standardise(wide, (1, 2))
@@ -125,7 +108,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = x.shape[-self.axes :]
         scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        bias = self.param("bias", _ZEROS, shape)
         normalised = _standardise(_widened(x), tuple(range(-self.axes, 0)))
         return _narrowed(normalised * scale + bias, x)
 
@@ -145,7 +128,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        bias = self.param("bias", _ZEROS, (channels,))
         wide = _widened(x)
         keeps_statistics = self.is_mutable_collection("batch_stats")
         if not train or keeps_statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from edf_jax.models import torch_layout
+from edf_jax.models import initialisation, torch_layout
 
 Entry = tuple[str, tuple[int, ...], tuple[str, ...], tuple[int, ...]]
 
@@ -48,12 +49,14 @@ class Network:
         module: the Linen module; its parameters are `unravel(theta)`.
         num_classes: C, the number of logits.
         image_shape: `(H, W, C)` of the images.
+        draw: makes initial parameters, one of `initialisation`'s functions.
     """
 
     name: str = dataclasses.field(compare=False)
     module: nn.Module
     num_classes: int
     image_shape: tuple[int, int, int]
+    draw: Callable[..., jax.Array] = initialisation.torch_default
 
     @property
     def param_table(self) -> tuple[Entry, ...]:
@@ -81,7 +84,7 @@ class Network:
         return bool(self.stats_table)
 
     def init(self, key: jax.Array) -> tuple[jax.Array, dict]:
-        """Draws parameters from PyTorch's default initialisation.
+        """Draws initial parameters: PyTorch's default, or for a ViT a transformer's own.
 
         Args:
             key: a PRNG key; may be mapped over with `jax.vmap`.
@@ -109,7 +112,7 @@ class Network:
             train: use the batch's own statistics; their update is dropped.
             rng: a key for layers that draw random numbers in training.
         """
-        variables = self._variables(theta, {} if train else batch_stats)
+        variables = self._variables(theta, {} if train else self._running(batch_stats))
         logits = self.module.apply(variables, images, train, rngs=_rngs(rng))
         return logits.astype(theta.dtype)
 
@@ -125,7 +128,7 @@ class Network:
         if not self.has_batch_stats:
             return self.apply(theta, images, train=True, rng=rng), {}
         logits, updated = self.module.apply(
-            self._variables(theta, batch_stats),
+            self._variables(theta, self._running(batch_stats)),
             images,
             True,
             rngs=_rngs(rng),
@@ -141,7 +144,7 @@ class Network:
         The last pooling layer's output of a ConvNet, AlexNet, LeNet or VGG, `layer4` of a ResNet,
         the patch tokens of a ViT as a grid, and the images themselves for an MLP.
         """
-        variables = self._variables(theta, batch_stats)
+        variables = self._variables(theta, self._running(batch_stats))
         return self.module.apply(variables, images, method="features").astype(theta.dtype)
 
     def classify(
@@ -174,6 +177,11 @@ class Network:
         """`theta [P]` of the Linen module's parameters."""
         flat = traverse_util.flatten_dict(params)
         return jnp.concatenate([jnp.ravel(flat[path]) for _, _, path, _ in self.param_table])
+
+    def _running(self, batch_stats: dict | None) -> dict:
+        if self.has_batch_stats and not batch_stats:
+            raise ValueError(f"{self.name} needs its running batch-norm statistics here")
+        return batch_stats or {}
 
     def _variables(self, theta: jax.Array, batch_stats: dict | None) -> dict[str, Any]:
         variables = {"params": self.unravel(theta)}
@@ -224,6 +232,11 @@ def _tables(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(network: Network, key: jax.Array) -> tuple[jax.Array, dict]:
-    images = jnp.zeros((1, *network.image_shape), jnp.float32)
-    variables = network.module.init(key, images)
-    return network.ravel(variables["params"]), dict(variables.get("batch_stats", {}))
+    theta = network.draw(key, [(path, shape) for _, _, path, shape in network.param_table])
+    batch_stats = traverse_util.unflatten_dict(
+        {
+            path: jnp.full(shape, float(path[-1] == "var"), jnp.float32)
+            for _, _, path, shape in network.stats_table
+        }
+    )
+    return theta, batch_stats

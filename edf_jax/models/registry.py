@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from edf_jax.errors import UserError
-from edf_jax.models import classic
+from edf_jax.models import classic, initialisation
 from edf_jax.models.convnet import ConvNetFeatures, default_depth
 from edf_jax.models.layers import ACTIVATIONS, POOLINGS, FlattenHead, PoolHead
 from edf_jax.models.network import Classifier, Network
@@ -94,9 +95,7 @@ def _mlp(
     return classic.Identity(), head
 
 
-def _lenet(
-    image_shape: tuple[int, int, int], num_classes: int, common: dict[str, Any]
-) -> Modules:
+def _lenet(image_shape: tuple[int, int, int], num_classes: int, common: dict[str, Any]) -> Modules:
     head = classic.PerceptronHead(num_classes, (120, 84), dtype=common["dtype"])
     return classic.LeNetFeatures(**common), head
 
@@ -174,6 +173,7 @@ class _Family:
         options: which of `build_network`'s settings it takes.
         suffixes: what a name may add, and the setting that it makes.
         sizes: whether a name may add `D<depth>` and `W<width>`.
+        draw: makes initial parameters.
     """
 
     stem: str
@@ -181,6 +181,7 @@ class _Family:
     options: tuple[str, ...] = ()
     suffixes: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)
     sizes: bool = False
+    draw: Callable[..., jax.Array] = initialisation.torch_default
 
     def parse(self, bare: str) -> dict[str, Any] | None:
         """The settings that a name in capitals makes; None where it is not of this family."""
@@ -236,7 +237,7 @@ _FAMILIES = (
         )
         for layers in (18, 34, 50)
     ),
-    _Family("VIT", _vit, ("width", "depth")),
+    _Family("VIT", _vit, ("width", "depth"), draw=initialisation.transformer),
 )
 
 
@@ -301,7 +302,8 @@ def build_network(
     common = {"convolution": convolution, "dtype": None if dtype is None else jnp.dtype(dtype)}
     body, head = family.build(image_shape, num_classes, common, **settings)
     _check_groups(name, body)
-    network = Network(_canonical(name), Classifier(body, head), num_classes, image_shape)
+    module = Classifier(body, head)
+    network = Network(_canonical(name), module, num_classes, image_shape, family.draw)
     if min(network.feature_shape) < 1:
         raise UserError(
             f"images of {image_shape[0]}x{image_shape[1]} are too small for network {name!r}: "

@@ -48,7 +48,9 @@ class ResNetFeatures(nn.Module):
         for stage, count in enumerate(BLOCKS[self.depth]):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = self._block(x, self.width * 2**stage, stride, f"layer{stage + 1}.{block}", train)
+                x = self._block(
+                    x, self.width * 2**stage, stride, f"layer{stage + 1}.{block}", train
+                )
         return x
 
     def _conv(

@@ -8,12 +8,13 @@ linear kernels as `[out, in]` and the affine map of a layer norm as `[C, H, W]`;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from edf_jax.errors import UserError
 
@@ -57,13 +58,14 @@ def from_torch(network: Network, tensors: Sequence[np.ndarray]) -> jax.Array:
     Raises:
         UserError: where the number of tensors or a shape is not the network's.
     """
-    return jnp.concatenate(
-        [
-            jnp.asarray(_to_ours(path, tensor).reshape(-1))
-            for tensor, (_, _, path, _) in zip(
-                _checked(network, network.param_table, tensors), network.param_table
-            )
-        ]
+    tensors = _checked(network, network.param_table, tensors)
+    return jnp.asarray(
+        np.concatenate(
+            [
+                _to_ours(path, tensor).reshape(-1)
+                for tensor, (_, _, path, _) in zip(tensors, network.param_table)
+            ]
+        )
     )
 
 
@@ -103,8 +105,94 @@ def to_torch_flat(network: Network, theta: jax.Array) -> np.ndarray:
     return np.concatenate([tensor.reshape(-1) for tensor in to_torch(network, theta)])
 
 
+def stats_from_torch(network: Network, tensors: Sequence[np.ndarray]) -> dict:
+    """Batch-norm statistics of running means and variances in PyTorch's order; `{}` of none.
+
+    Raises:
+        UserError: where the number of tensors or a shape is not the network's.
+    """
+    tensors = _checked(network, network.stats_table, tensors)
+    return traverse_util.unflatten_dict(
+        {path: jnp.asarray(tensor) for tensor, (_, _, path, _) in zip(tensors, network.stats_table)}
+    )
+
+
+def stats_to_torch(network: Network, batch_stats: dict) -> list[np.ndarray]:
+    """Running means and variances in PyTorch's order; the inverse of `stats_from_torch`."""
+    flat = traverse_util.flatten_dict(batch_stats)
+    return [np.asarray(flat[path]) for _, _, path, _ in network.stats_table]
+
+
+def to_state_dict(
+    network: Network, theta: jax.Array, batch_stats: dict | None = None
+) -> dict[str, np.ndarray]:
+    """Parameters and batch-norm statistics by PyTorch's names and in its layout."""
+    tensors = to_torch(network, theta) + stats_to_torch(network, batch_stats or {})
+    names = [name for name, *_ in network.param_table + network.stats_table]
+    return dict(zip(names, tensors))
+
+
+def from_state_dict(
+    network: Network, state: Mapping[str, np.ndarray], *, source: str = "the file"
+) -> tuple[jax.Array, dict]:
+    """`theta [P]` and batch-norm statistics of PyTorch's tensors by name.
+
+    Takes the names of the field's code and torchvision's (`downsample`, `fc`), with or without
+    DataParallel's `module.` before them.
+
+    Args:
+        network: the network that the tensors are for.
+        state: the tensors by name.
+        source: what holds them, for the messages.
+
+    Raises:
+        UserError: where names are missing or unexpected, a shape is not the network's, or the
+            number of classes is another.
+    """
+    expected = {name: shape for name, shape, _, _ in network.param_table + network.stats_table}
+    found = {
+        _our_name(name, expected): np.asarray(tensor)
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    for problem, names in (
+        ("lacks", [name for name in expected if name not in found]),
+        ("has what the network does not:", [name for name in found if name not in expected]),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{source} does not fit {network.name}: it {problem} {', '.join(names[:3])}{more}; "
+                "is it of another network, norm or depth?"
+            )
+    head = [name for name, _, path, _ in network.param_table if path[0] == "head"][-2:]
+    classes = found[head[0]].shape[0]
+    if classes != network.num_classes and found[head[0]].shape[1:] == expected[head[0]][1:]:
+        raise UserError(f"{source} has {classes} classes, the network {network.num_classes}")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise UserError(
+                f"{source} does not fit {network.name}: {name} has shape {found[name].shape} in it "
+                f"and {shape} in the network; is it of another width or resolution?"
+            )
+    theta = from_torch(network, [found[name] for name, *_ in network.param_table])
+    return theta, stats_from_torch(network, [found[name] for name, *_ in network.stats_table])
+
+
+def _our_name(name: str, expected: Mapping[str, tuple[int, ...]]) -> str:
+    name = name.removeprefix("module.")
+    if name in expected:
+        return name
+    torchvision = name.replace(".downsample.", ".shortcut.")
+    if torchvision.startswith("fc."):
+        torchvision = "classifier." + torchvision.removeprefix("fc.")
+    return torchvision if torchvision in expected else name
+
+
 def _checked(network: Network, table: Sequence, tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    # Half-precision files become float32, the dtype of parameters.
     tensors = [np.asarray(tensor) for tensor in tensors]
+    tensors = [t.astype(np.promote_types(t.dtype, np.float32), copy=False) for t in tensors]
     if len(tensors) != len(table):
         raise UserError(
             f"{network.name} has {len(table)} tensors of this kind, {len(tensors)} were given: "

@@ -10,17 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edf_jax.models.layers import LayerNorm
-
-_INIT = nn.initializers.truncated_normal(stddev=0.02)
+from edf_jax.models.layers import LayerNorm, conv, linear
 
 
 class ViTFeatures(nn.Module):
     """Patch tokens after `depth` pre-norm transformer blocks, as a grid `[n, h, w, width]`.
 
-    Learned positions, no class token (the head averages the tokens), no dropout. Initialised as
-    transformers are, not as PyTorch's layers: weights and positions from a normal of deviation
-    0.02 cut at two deviations, biases 0. Parameters are named as in timm.
+    Learned positions, no class token (the head averages the tokens), no dropout. Initialised by
+    `initialisation.transformer`, not as PyTorch's layers are. Parameters are named as in timm.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Beyer et al., "Better plain ViT
@@ -36,19 +33,18 @@ class ViTFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Conv(
+        x = conv(
+            images,
             self.width,
-            (self.patch, self.patch),
-            strides=self.patch,
-            padding="VALID",
-            kernel_init=_INIT,
-            conv_general_dilated=self.convolution,
+            self.patch,
+            stride=self.patch,
+            convolution=self.convolution,
             dtype=self.dtype,
             name="patch_embed.proj",
-        )(images)
+        )
         n, height, width, channels = x.shape
         x = x.reshape(n, height * width, channels)
-        positions = self.param("pos_embed", _INIT, (1, height * width, channels))
+        positions = self.param("pos_embed", nn.initializers.zeros, (1, height * width, channels))
         x = x + positions.astype(x.dtype)
         for index in range(self.depth):
             name = f"blocks.{index}"
@@ -57,7 +53,7 @@ class ViTFeatures(nn.Module):
         return x.reshape(n, height, width, channels)
 
     def _linear(self, x: jax.Array, features: int, name: str) -> jax.Array:
-        return nn.Dense(features, kernel_init=_INIT, dtype=self.dtype, name=name)(x)
+        return linear(x, features, dtype=self.dtype, name=name)
 
     def _attention(self, x: jax.Array, name: str) -> jax.Array:
         n, tokens, channels = x.shape
@@ -82,4 +78,4 @@ class ViTHead(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         pooled = LayerNorm(1, name="norm")(features).mean((1, 2))
-        return nn.Dense(self.num_classes, kernel_init=_INIT, dtype=self.dtype, name="head")(pooled)
+        return linear(pooled, self.num_classes, dtype=self.dtype, name="head")

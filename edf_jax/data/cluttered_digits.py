@@ -82,7 +82,7 @@ def make_splits(
     Raises:
       UserError: an impossible setting, or scikit-learn or Pillow is not installed.
     """
-    _check(resolution, difficulty, composites, test_composites)
+    check_settings(resolution, difficulty, composites, test_composites)
     digits, labels, photographs = _load_sources()
     train, test = split_by_class(labels, seed)
     total = len(train) * composites + len(test) * test_composites
@@ -117,7 +117,14 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def _check(resolution: int, difficulty: float, composites: int, test_composites: int) -> None:
+def check_settings(
+    resolution: int, difficulty: float, composites: int, test_composites: int
+) -> None:
+    """Refuses impossible settings.
+
+    Raises:
+      UserError: names the key, the value and what would do.
+    """
     if resolution < 8:
         raise UserError(f"data.resolution={resolution} is too small for a digit; 8 or more.")
     if not 0.0 <= difficulty <= 1.0:
@@ -189,9 +196,7 @@ def _compose(
     return ((mixed + _ONE // 2) // _ONE).astype(np.uint8)
 
 
-def _background(
-    draws: np.ndarray, atlas: _Atlas, resolution: int, difficulty: float
-) -> np.ndarray:
+def _background(draws: np.ndarray, atlas: _Atlas, resolution: int, difficulty: float) -> np.ndarray:
     """Random crops, int64 `[n, R, R, 3]`: bilinear from the level just finer than needed."""
     which = np.minimum((draws[:, 0] * atlas.photographs).astype(np.int64), atlas.photographs - 1)
     height = atlas.heights[which, 0].astype(np.float64)

@@ -30,6 +30,14 @@ class Whitening:
     digest: str
     folder: str = dataclasses.field(compare=False)
 
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean `[D]` and matrix `[D, D]`.
+
+        Raises:
+          UserError: they are not in the folder, or damaged.
+        """
+        return whitening.load(self.folder, self.digest)
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
@@ -62,13 +70,13 @@ class Normalisation:
         """
         x = _unit_interval(images)
         if self.zca is not None:
-            return whitening.whiten(x, *whitening.load(self.zca.folder, self.zca.digest))
+            return whitening.whiten(x, *self.zca.load())
         return (x - np.asarray(self.mean, x.dtype)) / np.asarray(self.std, x.dtype)
 
     def invert(self, images):
         """Pixels in [0, 1] (clipped) from network inputs `[..., H, W, C]`."""
         if self.zca is not None:
-            mean, _ = whitening.load(self.zca.folder, self.zca.digest)
+            mean, _ = self.zca.load()
             inverse = whitening.load_inverse(self.zca.folder, self.zca.digest)
             return whitening.restore(images, mean, inverse).clip(0.0, 1.0)
         mean, std = (np.asarray(v, images.dtype) for v in (self.mean, self.std))

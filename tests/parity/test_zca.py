@@ -17,9 +17,7 @@ def _nhwc(images: np.ndarray) -> np.ndarray:
 
 def test_whitening_and_its_inverse_match_the_reference(tmp_path):
     fixture = reference.load_npz("zca")
-    images, whitened, restored = (
-        _nhwc(fixture[k]) for k in ("images", "whitened", "restored")
-    )
+    images, whitened, restored = (_nhwc(fixture[k]) for k in ("images", "whitened", "restored"))
     normalisation = Normalisation.fit_zca(images, tmp_path, eps=float(fixture["eps"]))
     ours = normalisation.apply(images)
     mean, _ = whitening.load(str(tmp_path), normalisation.zca.digest)

@@ -1,0 +1,201 @@
+"""Sets that come as arrays: idx files (the MNIST family) and .npz."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pathlib
+import zipfile
+
+import numpy as np
+
+from edf_jax.data.catalogue import find_benchmark
+from edf_jax.data.sources import Listing, Source, check_labels, existing_folder
+from edf_jax.errors import UserError
+
+# Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+_IDX_FILES = {
+    "train": ("train-images{}idx3-ubyte", "train-labels{}idx1-ubyte"),
+    "test": ("t10k-images{}idx3-ubyte", "t10k-labels{}idx1-ubyte"),
+}
+_IDX_LAYOUT = "a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and their t10k- pair"
+_NPZ_LAYOUT = "a .npz file with x_train, y_train, x_test and y_test"
+_NPZ_KEYS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+
+
+def idx_folder(data_config) -> pathlib.Path:
+    """The folder of the idx files: `data.path`, or Debian's for Fashion-MNIST.
+
+    Raises:
+      UserError: there is none.
+    """
+    benchmark = find_benchmark(data_config.name)
+    fashion = benchmark is not None and benchmark.name == "fashion_mnist"
+    if not data_config.path and fashion and DEBIAN_FASHION_MNIST.is_dir():
+        return DEBIAN_FASHION_MNIST
+    folder = existing_folder(data_config.path, _IDX_LAYOUT)
+    # torchvision keeps the files in <root>/<class of the dataset>/raw.
+    for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
+        if _idx_file(place, _IDX_FILES["train"][0]) is not None:
+            return place
+    raise UserError(f"data.path={data_config.path} holds no idx files; expected is {_IDX_LAYOUT}.")
+
+
+def open_idx(data_config) -> Source:
+    """MNIST, Fashion-MNIST and their like from idx files, gzipped or not.
+
+    Raises:
+      UserError: a file is missing, damaged or doesn't fit the others.
+    """
+    folder = idx_folder(data_config)
+    arrays = []
+    for split, patterns in _IDX_FILES.items():
+        for pattern, dimensions in zip(patterns, (3, 1), strict=True):
+            path = _idx_file(folder, pattern)
+            if path is None:
+                raise UserError(f"{folder} has no {pattern.format('-')} (of the {split} split).")
+            arrays.append(read_idx(path, dimensions))
+    return _from_arrays(data_config.name or folder.name, arrays, folder, None)
+
+
+def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
+    """uint8 array of an idx file.
+
+    Raises:
+      UserError: it is not one, has other than `dimensions` dimensions, or is cut short.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, gzip.zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch it again.") from None
+    # Two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as uint32.
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < 4 + 4 * dimensions:
+        raise UserError(f"{path} is not an idx file of bytes in {dimensions} dimension(s).")
+    shape = tuple(np.frombuffer(content, ">u4", count=dimensions, offset=4).tolist())
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    if len(values) != np.prod(shape):
+        raise UserError(
+            f"{path} says {shape} but holds {len(values)} bytes; it is cut short: fetch it again."
+        )
+    return values.reshape(shape)
+
+
+def open_npz(data_config) -> Source:
+    """A set from one .npz file: images uint8 `[N, H, W]` or `[N, H, W, C]`, labels `[N]`.
+
+    Keys are x_train, y_train, x_test, y_test (or train_images, train_labels, test_images,
+    test_labels), and class_names where it has them.
+
+    Raises:
+      UserError: no such file, or arrays that don't fit.
+    """
+    path = npz_path(data_config)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = next((k for k in _NPZ_KEYS if set(k) <= set(archive.files)), None)
+            if keys is None:
+                found = ", ".join(archive.files) or "nothing"
+                raise UserError(f"{path} has {found}; expected is {_NPZ_LAYOUT}.")
+            arrays = [archive[key] for key in keys]
+            names = tuple(map(str, archive["class_names"])) if "class_names" in archive else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read as .npz without pickled objects ({error})."
+        ) from None
+    return _from_arrays(data_config.name or path.stem, arrays, path, names)
+
+
+def npz_path(data_config) -> pathlib.Path:
+    """The .npz file that `data.path` names.
+
+    Raises:
+      UserError: it is not set or not there.
+    """
+    if not data_config.path:
+        raise UserError(f"data.path is not set: give --config.data.path=<file>, {_NPZ_LAYOUT}.")
+    path = pathlib.Path(data_config.path).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.path={data_config.path} is not a file; expected is {_NPZ_LAYOUT}.")
+    return path
+
+
+def _idx_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
+    for separator in ("-", "."):
+        for suffix in ("", ".gz"):
+            path = folder / (pattern.format(separator) + suffix)
+            if path.is_file():
+                return path
+    return None
+
+
+def _from_arrays(name: str, arrays, where: pathlib.Path, class_names) -> Source:
+    benchmark = find_benchmark(name)
+    train_labels = _labels(arrays[1], "train", where)
+    if class_names is None and benchmark is not None:
+        class_names = benchmark.class_names
+    if class_names is None:
+        class_names = tuple(f"class {i}" for i in range(int(train_labels.max(initial=0)) + 1))
+    listings = []
+    for split, images, labels in (
+        ("train", arrays[0], train_labels),
+        ("test", arrays[2], _labels(arrays[3], "test", where)),
+    ):
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise UserError(
+                f"The {split} images of {where} are {images.dtype} {list(images.shape)}; expected "
+                "is uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]."
+            )
+        if len(images) != len(labels):
+            raise UserError(
+                f"The {split} split of {where} has {len(images)} images but {len(labels)} labels."
+            )
+        check_labels(labels, class_names, split, where)
+        listings.append(_listing(images, labels, f"{split} image {{}} of {where}"))
+    train, test = listings
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"Images of {where} are {list(train.images.shape[1:])} in train but "
+            f"{list(test.images.shape[1:])} in test."
+        )
+    channels = train.images.shape[-1]
+    normalisation = None
+    if benchmark is not None and len(benchmark.normalisation.mean) == channels:
+        normalisation = benchmark.normalisation
+    return Source(
+        name=benchmark.name if benchmark is not None else name,
+        class_names=class_names,
+        channels=channels,
+        train=train,
+        test=test,
+        normalisation=normalisation,
+    )
+
+
+def _labels(array: np.ndarray, split: str, where: pathlib.Path) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"The {split} labels of {where} are {array.dtype} {list(array.shape)}; expected are "
+            "integers [N]."
+        )
+    return array.astype(np.int32)
+
+
+def _listing(images: np.ndarray, labels: np.ndarray, naming: str) -> Listing:
+    digest = hashlib.sha256(np.ascontiguousarray(images))
+    digest.update(labels.tobytes())
+    return Listing(
+        labels=labels,
+        read=lambda i: images[i],
+        name=naming.format,
+        identity=digest.hexdigest(),
+        images=images,
+    )

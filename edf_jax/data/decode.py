@@ -1,0 +1,127 @@
+"""One image: from encoded bytes to uint8 pixels of the wanted size."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """How images are decoded and resized.
+
+    Attributes:
+      resolution: height and width; 0 keeps the image's own.
+      resize: 'squash' (both sides to `resolution`, as the published ImageNet subsets) or 'crop'
+        (the short side, then the centre).
+      antialias: average over what a pixel covers when shrinking; False samples bilinearly, as
+        older code did.
+      channels: 1 or 3.
+      upright: turn a photograph as its EXIF data says.
+    """
+
+    resolution: int
+    resize: str
+    antialias: bool
+    channels: int
+    upright: bool
+
+
+class Unreadable(Exception):
+    """Why an image cannot be used."""
+
+
+def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.ndarray, str]:
+    """Pixels of an image.
+
+    Args:
+      content: an encoded image, or uint8 pixels `[H, W, C]`.
+      settings: what it is to become.
+
+    Returns:
+      uint8 `[H, W, C]`, and a remark where not all of the image was used, else ''.
+
+    Raises:
+      Unreadable: with the reason.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(content, np.ndarray):
+        image = Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
+        return _finish(image, settings), ""
+    if not content:
+        raise Unreadable("empty file")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            remark = ""
+            # A multi-picture JPEG from a phone holds a preview beside the photograph.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                remark = f"first of {image.n_frames} frames"
+            if settings.upright:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+            return _finish(_plain(image), settings), remark
+    except Unreadable:
+        raise
+    # Damaged files make Pillow's plugins raise nearly anything.
+    except Exception as error:
+        raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None
+
+
+def _plain(image):
+    """The image in mode 'L' or 'RGB', eight bits a channel, on white where transparent."""
+    from PIL import Image
+
+    if image.mode in ("L", "RGB"):
+        if "transparency" not in image.info:
+            return image
+    elif image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or pixels.max(initial=0) > 255:
+            pixels >>= 8
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise Unreadable("floating-point pixels of unknown range")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _finish(image, settings: ImageSettings) -> np.ndarray:
+    mode = "L" if settings.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if settings.resolution:
+        image = _resize(image, settings)
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _resize(image, settings: ImageSettings):
+    side = settings.resolution
+    width, height = image.size
+    if settings.resize == "squash":
+        return _sample(image, side, side, settings.antialias)
+    if width <= height:
+        wide, high = side, max(side, int(side * height / width))
+    else:
+        wide, high = max(side, int(side * width / height)), side
+    image = _sample(image, wide, high, settings.antialias)
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _sample(image, width: int, height: int, antialias: bool):
+    from PIL import Image
+
+    if image.size == (width, height):
+        return image
+    bilinear = Image.Resampling.BILINEAR
+    if antialias:
+        return image.resize((width, height), bilinear)
+    return image.transform(
+        (width, height), Image.Transform.EXTENT, (0, 0, *image.size), resample=bilinear
+    )

@@ -1,0 +1,197 @@
+"""From `config.data` to a `Dataset`."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from edf_jax.data import cluttered_digits
+from edf_jax.data.dataset import Dataset, DatasetInfo, Split
+from edf_jax.data.decode import ImageSettings
+from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
+from edf_jax.data.preprocess import prepare, split_key, write_atomically
+from edf_jax.data.sources import Listing, Source, digest_of
+from edf_jax.errors import UserError
+
+SOURCES = ("cluttered_digits", "tfds", "folder", "idx", "npz")
+RESIZES = ("squash", "crop")
+
+
+def load_dataset(data_config, *, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """Reads, prepares or makes the dataset that `data_config` asks for.
+
+    Prepared images are kept in the data cache; the next call finds them there.
+
+    Args:
+      data_config: an object with the attributes of `config.data`: source, name, path, subset,
+        resolution (0: the images' own), zca, resize, antialias, cache_dir, workers; for the
+        cluttered digits seed, difficulty, composites and test_composites.
+      progress: called with (images done, images in all).
+
+    Raises:
+      UserError: the data is not there or not usable; the message says what to do.
+    """
+    check_settings(data_config)
+    if data_config.source == "cluttered_digits":
+        return _load_cluttered_digits(data_config, progress)
+    cache_dir = find_cache_dir(data_config)
+    source = open_source(data_config, cache_dir)
+    settings = ImageSettings(
+        resolution=data_config.resolution,
+        resize=data_config.resize,
+        antialias=data_config.antialias,
+        channels=source.channels,
+        upright=source.upright,
+    )
+    report = _progress_over_splits(progress, len(source.train) + len(source.test))
+    train, test = (
+        _prepare_split(source, listing, split, settings, cache_dir, data_config.workers, report)
+        for split, listing in (("train", source.train), ("test", source.test))
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"{source.name}: images are {list(train.images.shape[1:])} in train but "
+            f"{list(test.images.shape[1:])} in test; set data.resolution."
+        )
+    keys = [split_key(listing, settings) for listing in (source.train, source.test)]
+    normalisation = source.normalisation
+    if data_config.zca:
+        normalisation = _whitening(train.images, keys[0], cache_dir)
+    elif normalisation is None:
+        normalisation = Normalisation.measured(train.images)
+    info = DatasetInfo(
+        name=source.name,
+        class_names=source.class_names,
+        image_shape=tuple(train.images.shape[1:]),
+        normalisation=normalisation,
+        imagenet_indices=source.imagenet_indices,
+        fingerprint=digest_of([keys, source.class_names, bool(data_config.zca)]),
+    )
+    return Dataset(train, test, info)
+
+
+def check_settings(data_config) -> None:
+    """Refuses values that no source can use.
+
+    Raises:
+      UserError: names the key, the value and what would do.
+    """
+    if data_config.source not in SOURCES:
+        raise UserError(
+            f"data.source={data_config.source!r} is unknown; one of {', '.join(SOURCES)}."
+        )
+    if data_config.source == "cluttered_digits":
+        cluttered_digits.check_settings(
+            data_config.resolution,
+            data_config.difficulty,
+            data_config.composites,
+            data_config.test_composites,
+        )
+        return
+    if data_config.resolution < 0:
+        raise UserError(
+            f"data.resolution={data_config.resolution} is no size; 0 keeps the images' own."
+        )
+    if data_config.resize not in RESIZES:
+        raise UserError(f"data.resize={data_config.resize!r} is unknown; 'squash' or 'crop'.")
+
+
+def find_cache_dir(data_config) -> pathlib.Path:
+    """`data.cache_dir`, or the default."""
+    return pathlib.Path(data_config.cache_dir or default_cache_dir()).expanduser().absolute()
+
+
+def open_source(data_config, cache_dir: pathlib.Path) -> Source:
+    """Lists the images of a source, without decoding any.
+
+    Raises:
+      UserError: the data is not there, incomplete or of another form.
+    """
+    from edf_jax.data import arrays, folder, tfds
+
+    openers = {
+        "folder": folder.open_folder,
+        "idx": arrays.open_idx,
+        "npz": arrays.open_npz,
+        "tfds": lambda config: tfds.open_tfds(config, cache_dir),
+    }
+    return openers[data_config.source](data_config)
+
+
+def _load_cluttered_digits(data_config, progress) -> Dataset:
+    settings = {
+        "resolution": data_config.resolution,
+        "difficulty": data_config.difficulty,
+        "composites": data_config.composites,
+        "test_composites": data_config.test_composites,
+        "seed": data_config.seed,
+    }
+    train, test = cluttered_digits.make_splits(**settings, progress=progress)
+    content = [settings, cluttered_digits.VERSION, cluttered_digits.sources_digest()]
+    normalisation = IMAGENET
+    if data_config.zca:
+        normalisation = _whitening(train[0], digest_of(content), find_cache_dir(data_config))
+    info = DatasetInfo(
+        name="cluttered_digits",
+        class_names=cluttered_digits.CLASS_NAMES,
+        image_shape=train[0].shape[1:],
+        normalisation=normalisation,
+        imagenet_indices=None,
+        fingerprint=digest_of([*content, bool(data_config.zca)]),
+    )
+    return Dataset(Split(*train), Split(*test), info)
+
+
+def _progress_over_splits(progress, total: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return report
+
+
+def _prepare_split(
+    source: Source,
+    listing: Listing,
+    split: str,
+    settings: ImageSettings,
+    cache_dir: pathlib.Path,
+    workers: int,
+    report: Callable[[int], None] | None,
+) -> Split:
+    side = settings.resolution
+    if listing.images is not None and (not side or listing.images.shape[1:3] == (side, side)):
+        if report is not None:
+            report(len(listing))
+        return Split(listing.images, listing.labels)
+    return prepare(
+        listing,
+        settings,
+        name=f"{source.name}-{split}",
+        class_names=source.class_names,
+        cache_dir=cache_dir,
+        workers=workers,
+        progress=report,
+    )
+
+
+def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normalisation:
+    """ZCA of the training images; what it is is kept beside them, so that it is fitted once."""
+    record = cache_dir / f"zca_of_{key[:32]}.json"
+    if record.exists():
+        try:
+            known = Normalisation.from_json(record.read_text(), cache_dir)
+            known.zca.load()
+            return known
+        except (UserError, ValueError, KeyError, AttributeError):
+            record.unlink()
+    fitted = Normalisation.fit_zca(images, cache_dir)
+    write_atomically(record, lambda file: file.write(fitted.to_json().encode()))
+    return fitted

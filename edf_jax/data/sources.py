@@ -1,0 +1,97 @@
+"""What a source of images gives to the preparation: labels, and how to read image number i."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edf_jax.data.normalisation import Normalisation
+from edf_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The images of one split, not yet read.
+
+    Attributes:
+      labels: int32 `[N]`.
+      read: from a position to the encoded image (bytes), or to its pixels (uint8 `[H, W, C]`).
+      name: from a position to what a message calls the image.
+      identity: hex digest of what is listed; another digest means other images.
+      images: uint8 `[N, H, W, C]` where all pixels are in memory anyway, else None.
+    """
+
+    labels: np.ndarray
+    read: Callable[[int], bytes | np.ndarray]
+    name: Callable[[int], str]
+    identity: str
+    images: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Training and test listings of a set, and what is known about it before reading.
+
+    Attributes:
+      name: of the set, as tables show it.
+      class_names: by label.
+      channels: 1 or 3.
+      imagenet_indices: ILSVRC-2012 class of each label, or None.
+      normalisation: its published constants; None where they are to be measured.
+      upright: turn photographs as their EXIF data says.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    train: Listing
+    test: Listing
+    imagenet_indices: tuple[int, ...] | None = None
+    normalisation: Normalisation | None = None
+    upright: bool = False
+
+
+def digest_of(content) -> str:
+    """Hex digest of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def existing_folder(path: str, what: str) -> pathlib.Path:
+    """`data.path` as a folder that exists.
+
+    Raises:
+      UserError: it is not set or not there; the message says `what` is expected.
+    """
+    if not path:
+        raise UserError(f"data.path is not set: give --config.data.path=<folder>, {what}.")
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.path={path} is not a folder; expected is {what}.")
+    return folder
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str], split: str, where) -> None:
+    """Refuses labels outside of the classes, and classes without images.
+
+    Raises:
+      UserError: names the label or the class, the split and the place.
+    """
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(
+            f"Label {wrong} in the {split} split of {where} does not fit its "
+            f"{len(class_names)} classes (0 to {len(class_names) - 1})."
+        )
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not counts.all():
+        empty = [class_names[i] for i in np.flatnonzero(counts == 0)]
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise UserError(f"No images of class {shown} in the {split} split of {where}.")

@@ -55,11 +55,12 @@ def _widened(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _standardise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _standardise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """`x` less its mean over `axes`, and what to multiply that with for a variance of 1."""
     # Plain reductions: XLA fuses them, and they differentiate in any order.
     centred = x - x.mean(axes, keepdims=True)
     variance = jnp.square(centred).mean(axes, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + NORM_EPSILON)
+    return centred, jax.lax.rsqrt(variance + NORM_EPSILON)
 
 
 def _narrowed(result: jax.Array, x: jax.Array) -> jax.Array:
@@ -83,13 +84,13 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", _ZEROS, (channels,))
-        wide = _widened(x)
-        if self.groups is None:
-            normalised = _standardise(wide, (1, 2))
-        else:
-            grouped = wide.reshape(*x.shape[:-1], self.groups, channels // self.groups)
-            normalised = _standardise(grouped, (1, 2, 4)).reshape(x.shape)
-        return _narrowed(normalised * scale + bias, x)
+        groups = (channels,) if self.groups is None else (self.groups, channels // self.groups)
+        grouped = _widened(x).reshape(*x.shape[:-1], *groups)
+        axes = (1, 2) if self.groups is None else (1, 2, 4)
+        centred, inverse = _standardise(grouped, axes)
+        # The scale goes on the small factor: its gradient is half the work that way.
+        normalised = centred * (inverse * scale.reshape(groups)) + bias.reshape(groups)
+        return _narrowed(normalised.reshape(x.shape), x)
 
 
 class LayerNorm(nn.Module):
@@ -109,8 +110,8 @@ class LayerNorm(nn.Module):
         shape = x.shape[-self.axes :]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", _ZEROS, shape)
-        normalised = _standardise(_widened(x), tuple(range(-self.axes, 0)))
-        return _narrowed(normalised * scale + bias, x)
+        centred, inverse = _standardise(_widened(x), tuple(range(-self.axes, 0)))
+        return _narrowed(centred * inverse * scale + bias, x)
 
 
 class BatchNorm(nn.Module):

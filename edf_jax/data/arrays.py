@@ -10,7 +10,13 @@ import zipfile
 import numpy as np
 
 from edf_jax.data.catalogue import find_benchmark
-from edf_jax.data.sources import Listing, Source, check_labels, existing_folder
+from edf_jax.data.sources import (
+    Listing,
+    MissingData,
+    Source,
+    check_labels,
+    existing_folder,
+)
 from edf_jax.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -31,7 +37,7 @@ def idx_folder(data_config) -> pathlib.Path:
     """The folder of the idx files: `data.path`, or Debian's for Fashion-MNIST.
 
     Raises:
-      UserError: there is none.
+      MissingData: there is none.
     """
     benchmark = find_benchmark(data_config.name)
     fashion = benchmark is not None and benchmark.name == "fashion_mnist"
@@ -42,7 +48,9 @@ def idx_folder(data_config) -> pathlib.Path:
     for place in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
         if _idx_file(place, _IDX_FILES["train"][0]) is not None:
             return place
-    raise UserError(f"data.path={data_config.path} holds no idx files; expected is {_IDX_LAYOUT}.")
+    raise MissingData(
+        f"data.path={data_config.path} holds no idx files; expected is {_IDX_LAYOUT}."
+    )
 
 
 def open_idx(data_config) -> Source:
@@ -114,13 +122,13 @@ def npz_path(data_config) -> pathlib.Path:
     """The .npz file that `data.path` names.
 
     Raises:
-      UserError: it is not set or not there.
+      MissingData: it is not set or not there.
     """
     if not data_config.path:
-        raise UserError(f"data.path is not set: give --config.data.path=<file>, {_NPZ_LAYOUT}.")
+        raise MissingData(f"data.path is not set; expected is {_NPZ_LAYOUT}.")
     path = pathlib.Path(data_config.path).expanduser()
     if not path.is_file():
-        raise UserError(f"data.path={data_config.path} is not a file; expected is {_NPZ_LAYOUT}.")
+        raise MissingData(f"data.path={data_config.path} is not a file; expected is {_NPZ_LAYOUT}.")
     return path
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edf_jax.data import cluttered_digits
+from edf_jax.data import arrays, cluttered_digits, folder, tfds
+from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.dataset import Dataset, DatasetInfo, Split
 from edf_jax.data.decode import ImageSettings
 from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
 from edf_jax.data.preprocess import prepare, split_key, write_atomically
-from edf_jax.data.sources import Listing, Source, digest_of
+from edf_jax.data.sources import Listing, MissingData, Source, digest_of
 from edf_jax.errors import UserError
 
 SOURCES = ("cluttered_digits", "tfds", "folder", "idx", "npz")
@@ -94,6 +95,11 @@ def check_settings(data_config) -> None:
         raise UserError(
             f"data.resolution={data_config.resolution} is no size; 0 keeps the images' own."
         )
+    of_imagenet = data_config.subset or (
+        data_config.source == "tfds" and tfds.tfds_name(data_config).startswith("imagenet")
+    )
+    if of_imagenet and not data_config.resolution:
+        raise UserError("data.resolution=0: ImageNet's images differ in size; 128 is usual.")
     if data_config.resize not in RESIZES:
         raise UserError(f"data.resize={data_config.resize!r} is unknown; 'squash' or 'crop'.")
 
@@ -109,15 +115,49 @@ def open_source(data_config, cache_dir: pathlib.Path) -> Source:
     Raises:
       UserError: the data is not there, incomplete or of another form.
     """
-    from edf_jax.data import arrays, folder, tfds
-
     openers = {
         "folder": folder.open_folder,
         "idx": arrays.open_idx,
         "npz": arrays.open_npz,
         "tfds": lambda config: tfds.open_tfds(config, cache_dir),
     }
-    return openers[data_config.source](data_config)
+    try:
+        return openers[data_config.source](data_config)
+    except MissingData as missing:
+        raise MissingData(f"{missing} {how_to_get(data_config)}") from None
+
+
+def how_to_get(data_config) -> str:
+    """One sentence: where the images come from and how they must lie."""
+    benchmark = find_benchmark(data_config.name) if data_config.name else None
+    if data_config.source == "tfds":
+        told = f"Prepare it: {tfds.preparing_command(data_config)}"
+        if tfds.tfds_name(data_config).startswith("imagenet2012"):
+            told += (
+                " (after putting ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into "
+                "downloads/manual/ there); or set --config.data.source=folder and "
+                f"--config.data.path to {folder.IMAGENET_LAYOUT}"
+            )
+        return told + "."
+    if data_config.subset:
+        return (
+            "Download ILSVRC-2012 from image-net.org and set --config.data.path to that folder; "
+            "or set --config.data.source=tfds --config.data.name=imagenet2012 after "
+            "'tfds build imagenet2012 --file_format=array_record'."
+        )
+    if benchmark is not None and benchmark.name == "tiny_imagenet":
+        return (
+            "Unpack cs231n.stanford.edu/tiny-imagenet-200.zip and set --config.data.path to its "
+            "folder."
+        )
+    if benchmark is not None and benchmark.tfds:
+        packaged = benchmark.name == "fashion_mnist" and data_config.source == "idx"
+        return (
+            f"Set --config.data.path, or --config.data.source=tfds after "
+            f"'tfds build {benchmark.tfds} --file_format=array_record'"
+            + (", or install Debian's package dataset-fashion-mnist." if packaged else ".")
+        )
+    return "Set --config.data.path to it."
 
 
 def _load_cluttered_digits(data_config, progress) -> Dataset:

@@ -59,22 +59,26 @@ class Source:
     upright: bool = False
 
 
+class MissingData(UserError):
+    """The data is not where it is expected; the message says where that is."""
+
+
 def digest_of(content) -> str:
     """Hex digest of anything that JSON can say."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def existing_folder(path: str, what: str) -> pathlib.Path:
+def existing_folder(path: str, layout: str) -> pathlib.Path:
     """`data.path` as a folder that exists.
 
     Raises:
-      UserError: it is not set or not there; the message says `what` is expected.
+      MissingData: it is not set or not there; the message gives the `layout` that is expected.
     """
     if not path:
-        raise UserError(f"data.path is not set: give --config.data.path=<folder>, {what}.")
+        raise MissingData(f"data.path is not set; expected is {layout}.")
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.path={path} is not a folder; expected is {what}.")
+        raise MissingData(f"data.path={path} is not a folder; expected is {layout}.")
     return folder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from edf_jax.data.catalogue import IMAGENETTE_FASTAI, find_benchmark
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.preprocess import in_workers, write_atomically
-from edf_jax.data.sources import Listing, Source, check_labels, digest_of
+from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
 from edf_jax.data.subsets import Subset, find_subset, imagenet_classes, index_by_wnid
 from edf_jax.errors import UserError
 
@@ -36,8 +36,9 @@ def data_dir(data_config) -> pathlib.Path:
 
 
 def preparing_command(data_config) -> str:
-    """The command that prepares the set."""
-    command = f"tfds build {tfds_name(data_config)} --file_format=array_record"
+    """The commands that prepare the set."""
+    install = "pip install 'edf_jax[tfds-prepare]'"
+    command = f"{install} && tfds build {tfds_name(data_config)} --file_format=array_record"
     if data_config.path or os.environ.get("TFDS_DATA_DIR"):
         command += f" --data_dir={data_dir(data_config)}"
     return command
@@ -72,8 +73,7 @@ def find_prepared(data_config) -> pathlib.Path | None:
         folder, format_ = next(iter(found.items()))
         raise UserError(
             f"{folder} is prepared as {format_}, which only TensorFlow reads; prepare it as "
-            f"array_record: pip install 'edf_jax[tfds-prepare]' && "
-            f"{preparing_command(data_config)}"
+            f"array_record: {preparing_command(data_config)}"
         )
     return None
 
@@ -92,10 +92,7 @@ def open_tfds(data_config, cache_dir: pathlib.Path) -> Source:
     folder = find_prepared(data_config)
     name = tfds_name(data_config)
     if folder is None:
-        raise UserError(
-            f"TFDS set {name} is not in {data_dir(data_config)}: prepare it with "
-            f"pip install 'edf_jax[tfds-prepare]' && {preparing_command(data_config)}"
-        )
+        raise MissingData(f"The TFDS set {name} is not in {data_dir(data_config)}.")
     try:
         import tensorflow_datasets as tfds
     except ImportError:

@@ -1,0 +1,210 @@
+"""What a run would read, told without decoding or needing any of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from edf_jax.data import cluttered_digits, tfds
+from edf_jax.data.catalogue import (
+    IMAGENET_TEST_PER_CLASS,
+    IMAGENET_TRAIN_PER_CLASS,
+    IMAGENETTE_FASTAI,
+    IMAGENETTE_FASTAI_COUNTS,
+    find_benchmark,
+)
+from edf_jax.data.decode import ImageSettings, Unreadable, decode
+from edf_jax.data.load import (
+    check_settings,
+    find_cache_dir,
+    how_to_get,
+    open_source,
+)
+from edf_jax.data.normalisation import IMAGENET, Normalisation
+from edf_jax.data.sources import MissingData, Source
+from edf_jax.data.subsets import Subset, find_subset, imagenet_classes
+from edf_jax.errors import UserError
+
+DIGITS_TRAIN, DIGITS_TEST = 1437, 360
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetPlan:
+    """A dataset before it is read.
+
+    Attributes:
+      name, class_names, image_shape, imagenet_indices: as in `DatasetInfo`.
+      normalisation: the published constants; None where they are measured or a ZCA matrix is
+        fitted on the training images.
+      num_train, num_test: images.
+      counts: where the numbers come from: 'exact', 'counted', 'published' or 'approximate'.
+      available: whether the images are there.
+      location: where they are, or are expected.
+      advice: '' if they are there; else one line: what is missing and how to get it.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    normalisation: Normalisation | None
+    imagenet_indices: tuple[int, ...] | None
+    num_train: int
+    num_test: int
+    counts: str
+    available: bool
+    location: str
+    advice: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def describe_dataset(data_config) -> DatasetPlan:
+    """The plan of `load_dataset(data_config)`.
+
+    Counts what is there without decoding it (of a TFDS set only the published numbers are used:
+    counting a subset would read all of it), and gives published numbers for the rest.
+
+    Raises:
+      UserError: impossible settings; or the data is not there and nothing was published about it.
+    """
+    check_settings(data_config)
+    if data_config.source == "cluttered_digits":
+        return _describe_cluttered_digits(data_config)
+    if data_config.source == "tfds":
+        return _describe_tfds(data_config)
+    try:
+        source = open_source(data_config, find_cache_dir(data_config))
+    except MissingData as missing:
+        plan = _published(data_config)
+        if plan is None:
+            raise
+        return dataclasses.replace(plan, advice=str(missing))
+    return _counted(data_config, source)
+
+
+def _describe_cluttered_digits(data_config) -> DatasetPlan:
+    side = data_config.resolution
+    return DatasetPlan(
+        name="cluttered_digits",
+        class_names=cluttered_digits.CLASS_NAMES,
+        image_shape=(side, side, 3),
+        normalisation=None if data_config.zca else IMAGENET,
+        imagenet_indices=None,
+        num_train=DIGITS_TRAIN * data_config.composites,
+        num_test=DIGITS_TEST * data_config.test_composites,
+        counts="exact",
+        available=True,
+        location="made from scikit-learn's digits and photographs",
+        advice="",
+    )
+
+
+def _describe_tfds(data_config) -> DatasetPlan:
+    plan = _published(data_config)
+    location = str(tfds.data_dir(data_config) / tfds.tfds_name(data_config))
+    try:
+        folder = tfds.find_prepared(data_config)
+    except UserError as other_format:
+        if plan is None:
+            raise
+        return dataclasses.replace(plan, location=location, advice=str(other_format))
+    if plan is None:
+        if folder is None:
+            raise MissingData(f"There is no TFDS set in {location}. {how_to_get(data_config)}")
+        return _counted(data_config, open_source(data_config, find_cache_dir(data_config)))
+    if folder is None:
+        advice = f"The TFDS set is not in {location}. {how_to_get(data_config)}"
+        return dataclasses.replace(plan, location=location, advice=advice)
+    return dataclasses.replace(
+        plan, location=str(folder), available=True, advice="", **_tfds_counts(folder, data_config)
+    )
+
+
+def _tfds_counts(folder, data_config) -> dict:
+    """Numbers from the set's own record, where all of it is used."""
+    if data_config.subset and not tfds.tfds_name(data_config).startswith("imagenette"):
+        return {}
+    record = json.loads((folder / "dataset_info.json").read_text())
+    sizes = {s["name"]: sum(map(int, s["shardLengths"])) for s in record["splits"]}
+    test = next((sizes[s] for s in ("test", "validation") if s in sizes), 0)
+    return {"num_train": sizes.get("train", 0), "num_test": test, "counts": "counted"}
+
+
+def _published(data_config) -> DatasetPlan | None:
+    """What is known of a set from publications, as if its images were not there."""
+    name = tfds.tfds_name(data_config) if data_config.source == "tfds" else data_config.name
+    side = data_config.resolution
+    fastai = data_config.source == "tfds" and name.startswith("imagenette")
+    imagenet = data_config.source == "tfds" and name.startswith("imagenet2012")
+    common = {
+        "available": False,
+        "location": data_config.path or "(data.path is not set)",
+        "advice": "",
+    }
+    if data_config.subset or fastai or imagenet:
+        if imagenet and not data_config.subset:
+            subset = Subset("imagenet2012", tuple(range(len(imagenet_classes()))))
+        else:
+            subset = find_subset(data_config.subset or "imagenette")
+        classes = len(subset.indices)
+        train, test = IMAGENETTE_FASTAI_COUNTS
+        if not fastai:
+            train, test = IMAGENET_TRAIN_PER_CLASS * classes, IMAGENET_TEST_PER_CLASS * classes
+        return DatasetPlan(
+            name=IMAGENETTE_FASTAI if fastai else subset.name,
+            class_names=subset.class_names,
+            image_shape=(side, side, 3),
+            normalisation=None if data_config.zca else IMAGENET,
+            imagenet_indices=subset.indices,
+            num_train=train,
+            num_test=test,
+            counts="published" if fastai else "approximate",
+            **common,
+        )
+    benchmark = find_benchmark(name) if name else None
+    if benchmark is None:
+        return None
+    height, width, channels = benchmark.image_shape
+    return DatasetPlan(
+        name=benchmark.name,
+        class_names=benchmark.class_names,
+        image_shape=(side or height, side or width, channels),
+        normalisation=None if data_config.zca else benchmark.normalisation,
+        imagenet_indices=None,
+        num_train=benchmark.train,
+        num_test=benchmark.test,
+        counts="published",
+        **common,
+    )
+
+
+def _counted(data_config, source: Source) -> DatasetPlan:
+    return DatasetPlan(
+        name=source.name,
+        class_names=source.class_names,
+        image_shape=_image_shape(data_config, source),
+        normalisation=None if data_config.zca else source.normalisation,
+        imagenet_indices=source.imagenet_indices,
+        num_train=len(source.train),
+        num_test=len(source.test),
+        counts="counted",
+        available=True,
+        location=data_config.path or source.train.name(0),
+        advice="",
+    )
+
+
+def _image_shape(data_config, source: Source) -> tuple[int, int, int]:
+    if data_config.resolution:
+        return data_config.resolution, data_config.resolution, source.channels
+    if source.train.images is not None:
+        return tuple(source.train.images.shape[1:])
+    settings = ImageSettings(0, "squash", True, source.channels, source.upright)
+    for i in range(len(source.train)):
+        try:
+            return decode(source.train.read(i), settings)[0].shape
+        except (Unreadable, OSError):
+            continue
+    raise UserError(f"None of the images of {source.name} can be read.")

@@ -33,7 +33,7 @@ LIGHT = Theme(
 DARK = Theme("#161b22", "#e8edf3", "#97a3b3", "#2c343f", "#5ab0ff", "#f0a13a", "#3fcf8e", "#ff7a66")
 
 DPI = 200
-_CHART_INCHES = (4.4, 2.7)
+_CHART_INCHES = (3.9, 2.5)
 
 
 def loss_curve(
@@ -132,11 +132,11 @@ def accuracy_curve(
 
 
 def expert_accuracy(epochs, accuracy, *, theme: Theme = LIGHT) -> bytes:
-    """Test accuracy of the experts after each epoch: each one thin, their mean thick.
+    """Test accuracy of the experts after each epoch: each one (or group) thin, the mean thick.
 
     Args:
       epochs: `[epochs]`.
-      accuracy: `[experts, epochs]` in percent; not-a-number where not measured.
+      accuracy: `[experts or groups, epochs]` in percent; not-a-number where not measured.
     """
     accuracy = np.asarray(accuracy, float)
     figure, axes = _chart("Experts' test accuracy, %", "epoch", theme)
@@ -145,16 +145,14 @@ def expert_accuracy(epochs, accuracy, *, theme: Theme = LIGHT) -> bytes:
     mean = np.ma.masked_invalid(accuracy).mean(axis=0).filled(np.nan)
     axes.plot(epochs, mean, color=theme.full, linewidth=2.0)
     last = np.flatnonzero(np.isfinite(mean))[-1]
-    text = (
-        f"mean of {len(accuracy)}: {mean[last]:.1f}" if len(accuracy) > 1 else f"{mean[last]:.1f}"
-    )
-    axes.annotate(
+    text = f"mean {mean[last]:.1f}"
+    # The curve rises, so this corner is free.
+    axes.text(
+        0.985,
+        0.06,
         text,
-        (np.asarray(epochs)[last], mean[last]),
-        xytext=(0, -12),
-        textcoords="offset points",
+        transform=axes.transAxes,
         ha="right",
-        va="top",
         color=theme.full,
         fontsize=8.5,
         fontweight="bold",

@@ -104,7 +104,7 @@ class MetricsWriter:
             self._writer(stage).add_histogram(f"{stage}/{name}", flat, step)
 
     def truncate_after(self, stage: str, step: int) -> None:
-        """Takes back `stage`'s rows of later steps: those that a run resumed at `step` makes again."""
+        """Takes back `stage`'s rows of later steps: a run resumed there makes them again."""
         self._file.close()
         kept, last = [], -1
         for row in read_metrics(self._workdir):

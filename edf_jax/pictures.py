@@ -61,7 +61,7 @@ def tile(images, columns: int, *, gap: int = 2, side: int = 0) -> np.ndarray:
 
 
 def enlarge(images, side: int) -> np.ndarray:
-    """Images `[n, H, W, ...]` with every pixel repeated, so that the longer side is about `side`."""
+    """Images `[n, H, W, ...]`, every pixel repeated so that the longer side is about `side`."""
     factor = max(1, round(side / max(images.shape[1:3])))
     return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
 

@@ -71,7 +71,7 @@ class Progress:
         self._output.end(self, self._summary(time.monotonic(), stopped=error_type is not None))
 
     def update(self, n: int = 1, **values: Any) -> None:
-        """Counts `n` more units; `values` (numbers, scalars on a device, words) replace the last."""
+        """Counts `n` more units; `values` (numbers, device scalars, words) replace the last."""
         self._done += n
         if values:
             self._values = values

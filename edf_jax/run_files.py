@@ -1,0 +1,142 @@
+"""Reading what a run leaves in its folder; what is missing reads as empty.
+
+The rows of metrics.jsonl that figures and the report know (all but the first key optional):
+  experts   step (counts up), epoch, group (trained together), test_accuracy (%, the group's mean)
+  distill   step (iteration), loss, skipped, start_epoch, max_start_epoch (first not allowed), alpha
+  evaluate  step (iteration), accuracy_mean, accuracy_std (%)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edf_jax import synthetic
+from edf_jax.errors import UserError
+from edf_jax.metrics import read_metrics
+from edf_jax.synthetic import DistilledSet
+
+_MAPS_FILE = Path("figures") / "activation_maps.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationMaps:
+    """Maps `[n, H, W]` in [0, 1] of a run's last images, and DAE weights `[n, H, W]`."""
+
+    maps: np.ndarray
+    weights: np.ndarray
+    network: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """One run's folder."""
+
+    workdir: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config, nested; empty when missing."""
+        return _read_json(self.workdir / "config.json")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json; empty while the run has not finished."""
+        return _read_json(self.workdir / "result.json")
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's rows of metrics.jsonl."""
+        return read_metrics(self.workdir, stage)
+
+    def distilled(self, name: str) -> DistilledSet | None:
+        """The set saved as `distilled/<name>.safetensors`: "last", "best_on_test", "step_0"..."""
+        path = self.workdir / "distilled" / f"{name}.safetensors"
+        return synthetic.load(path) if path.exists() else None
+
+    @functools.cached_property
+    def last(self) -> DistilledSet | None:
+        """The set after the last iteration."""
+        return self.distilled("last")
+
+    @functools.cached_property
+    def first(self) -> DistilledSet | None:
+        """The real images that the last set grew from, where they are saved and match it."""
+        first, last = self.distilled("step_0"), self.last
+        matches = first is not None and last is not None and first.images.shape == last.images.shape
+        return first if matches else None
+
+    def step_path(self, step: int) -> Path:
+        """Where the set of one iteration is saved."""
+        return self.workdir / "distilled" / f"step_{step}.safetensors"
+
+    def saved_steps(self) -> list[int]:
+        """Iterations with a saved set, in order."""
+        names = [path.stem for path in (self.workdir / "distilled").glob("step_*.safetensors")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def activation_maps(self) -> ActivationMaps | None:
+        """What `save_activation_maps` saved, unless it is of another set than the last."""
+        from safetensors import safe_open
+
+        path = self.workdir / _MAPS_FILE
+        if not path.exists() or self.last is None:
+            return None
+        with safe_open(path, framework="numpy") as file:
+            network = (file.metadata() or {}).get("network", "")
+            maps, weights = file.get_tensor("maps"), file.get_tensor("weights")
+        fits = maps.shape == self.last.images.shape[:3]
+        return ActivationMaps(maps, weights, network) if fits else None
+
+
+def open_run(workdir: str | Path) -> RunFiles:
+    """The run in `workdir`.
+
+    Raises:
+      UserError: there is no run.
+    """
+    folder = Path(workdir)
+    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "distilled")):
+        raise UserError(
+            f"{folder} is no run of edf_jax: it has no config.json, metrics.jsonl or distilled/. "
+            "Give the folder that --workdir named."
+        )
+    return RunFiles(folder)
+
+
+def save_activation_maps(workdir: str | Path, maps, weights, *, network: str) -> Path:
+    """Keeps the last set's activation maps for figures and the report.
+
+    Args:
+      workdir: the run's folder.
+      maps: `[n, H, W]` in [0, 1], in the order of the set's images.
+      weights: `[n, H, W]` or `[n, H, W, 1]`, the DAE weight of each pixel.
+      network: what made the maps, in a few words.
+
+    Returns:
+      The file's path.
+    """
+    from safetensors.numpy import save
+
+    maps = np.asarray(maps, np.float32)
+    tensors = {"maps": maps, "weights": np.asarray(weights, np.float32).reshape(maps.shape)}
+    path = Path(workdir) / _MAPS_FILE
+    write_file(path, save(tensors, metadata={"network": network}))
+    return path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes `content` whole or not at all, and makes the folder if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

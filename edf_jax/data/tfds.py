@@ -101,7 +101,7 @@ def open_tfds(data_config, cache_dir: pathlib.Path) -> Source:
         ) from None
     builder = tfds.builder_from_directory(folder)
     features = builder.info.features
-    if "image" not in features or not hasattr(features.get("label"), "names"):
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise UserError(f"{folder} is no set of images with a 'label'; it has {list(features)}.")
     label_names = tuple(features["label"].names)
     classes = _choose_classes(data_config, name, label_names, folder)

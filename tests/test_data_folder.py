@@ -21,7 +21,9 @@ def _load(root, tmp_path, **changes):
     return load_dataset(data_config(path=root, cache_dir=str(tmp_path / "cache"), **changes))
 
 
-@pytest.mark.parametrize("name", ["imagenette", "imagewoof", "imageyellow", "bird_easy", "dog_hard"])
+@pytest.mark.parametrize(
+    "name", ["imagenette", "imagewoof", "imageyellow", "bird_easy", "dog_hard"]
+)
 def test_subsets_of_an_imagenet_folder(tmp_path, name):
     subset = find_subset(name)
     others = [imagenet_classes()[i].wnid for i in (1, 500, 998)]

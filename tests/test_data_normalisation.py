@@ -82,9 +82,7 @@ def test_a_missing_or_damaged_matrix_is_named(images, tmp_path):
 
 
 def test_zca_of_a_dataset_is_fitted_once_and_named_by_its_digest(tmp_path, monkeypatch):
-    config = data_config(
-        source="cluttered_digits", resolution=8, zca=True, cache_dir=str(tmp_path)
-    )
+    config = data_config(source="cluttered_digits", resolution=8, zca=True, cache_dir=str(tmp_path))
     first = load_dataset(config)
     monkeypatch.setattr(Normalisation, "fit_zca", None)
     second = load_dataset(config)

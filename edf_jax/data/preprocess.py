@@ -163,6 +163,8 @@ def _tell(name: str, total: int, content: dict) -> None:
 def _make(base, key, listing: Listing, settings: ImageSettings, workers, progress) -> None:
     partial = _beside(base, ".partial")
     partial.mkdir(exist_ok=True)
+    for stale in base.parent.glob(f"{base.name}.*.tmp"):  # of a process killed while writing
+        stale.unlink()
     shape = _image_shape(listing, settings)
     rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // int(np.prod(shape))))
     starts = range(0, len(listing), rows)

@@ -12,6 +12,7 @@ from edf_jax import pictures, synthetic
 from edf_jax.config import flatten
 from edf_jax.progress import duration
 from edf_jax.run_files import RunFiles
+from edf_jax.run_table import accuracies
 from edf_jax.synthetic import DistilledSet
 
 # Bounds that keep the page at a few megabytes whatever the run's size.
@@ -21,31 +22,7 @@ _MAP_IMAGES = 20
 _HISTORY_FRAMES = 16
 _HISTORY_IMAGES = 20
 
-_KINDS = (
-    ("random", "Random real images", "as many per class, with their own labels"),
-    ("distilled", "Distilled, last", "after the last iteration"),
-    (
-        "best_on_test",
-        "Distilled, best on test",
-        "the best of the run's evaluations, chosen on test data",
-    ),
-    ("full", "All real data", "what distillation aims at"),
-)
 _COLOURS = {"random": "random", "full": "full"}
-
-
-def confidence_interval(mean: float, std: float, count: int) -> tuple[float, float] | None:
-    """95% interval of the mean over networks (Student's t), from a deviation with ddof 0.
-
-    None for fewer than two networks.
-    """
-    from scipy.special import stdtrit
-
-    if count < 2:
-        return None
-    # std / sqrt(count - 1) is the sample deviation over sqrt(count).
-    half = float(stdtrit(count - 1, 0.975)) * std / (count - 1) ** 0.5
-    return mean - half, mean + half
 
 
 def header(run: RunFiles) -> str:
@@ -88,24 +65,16 @@ def _lead(result: dict[str, Any]) -> str:
 
 def _result_table(result: dict[str, Any]) -> str:
     selected = {"test": "best_on_test"}.get(result.get("select", "last"), "distilled")
-    rows = []
-    for key, title, note in _KINDS:
-        mean, std = result.get(f"{key}_mean"), result.get(f"{key}_std")
-        if mean is None:
-            continue
-        count = result.get(f"{key}_num_eval", result.get("num_eval"))
-        spread = f" ± {std:.1f}" if std is not None else ""
-        interval = confidence_interval(mean, std, count) if std is not None and count else None
-        between = f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "–"
-        rows.append(
-            f"<tr{' class=headline' if key == selected else ''}>"
-            f'<td>{title}<span class="note">{note}</span></td>'
-            f'<td><div class="bar" style="--colour: var(--{_COLOURS.get(key, "distilled")})">'
-            f'<i style="width: {min(max(mean, 0.0), 100.0):.1f}%"></i></div></td>'
-            f'<td class="number value">{mean:.1f}{spread}</td>'
-            f'<td class="number interval">{between}</td>'
-            f'<td class="number networks">{count or "–"}</td></tr>'
-        )
+    rows = [
+        f"<tr{' class=headline' if row.kind == selected else ''}>"
+        f'<td>{row.title}<span class="note">{escape(row.note)}</span></td>'
+        f'<td><div class="bar" style="--colour: var(--{_COLOURS.get(row.kind, "distilled")})">'
+        f'<i style="width: {min(max(row.mean, 0.0), 100.0):.1f}%"></i></div></td>'
+        f'<td class="number value">{row.text}</td>'
+        f'<td class="number interval">{row.interval_text}</td>'
+        f'<td class="number networks">{row.count or "–"}</td></tr>'
+        for row in accuracies(result)
+    ]
     if not rows:
         return ""
     return (

@@ -1,8 +1,9 @@
-"""One table over several runs: what they differ in, and what came of it."""
+"""What came of a run, and one table over several: what they differ in, and what came of each."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,96 @@ from edf_jax.run_files import open_run
 
 # Where a run lives, and what does not change its result.
 _NOT_SETTINGS = ("log.", "parallel.", "data.cache_dir", "data.path", "data.workers", "experts.dir")
-_ACCURACIES = {
-    "random": "random",
-    "distilled": "distilled (last)",
-    "best_on_test": "best on test",
-    "full": "all data",
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """One line of a run's result, in percent.
+
+    Attributes:
+      kind: its prefix in result.json.
+      title: what the networks were trained on.
+      note: how, in a few words.
+      mean, std: test accuracy over networks (ddof 0); std None where unknown.
+      count: how many networks, None where unknown.
+    """
+
+    kind: str
+    title: str
+    note: str
+    mean: float
+    std: float | None
+    count: int | None
+
+    @property
+    def text(self) -> str:
+        """Mean and deviation."""
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% interval of the mean (Student's t); None for fewer than two networks."""
+        from scipy.special import stdtrit
+
+        if self.std is None or self.count is None or self.count < 2:
+            return None
+        # std / sqrt(count - 1) is the sample deviation over sqrt(count).
+        half = float(stdtrit(self.count - 1, 0.975)) * self.std / (self.count - 1) ** 0.5
+        return self.mean - half, self.mean + half
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, a dash where there is none."""
+        return "–" if self.interval is None else "{:.1f} to {:.1f}".format(*self.interval)
+
+
+_TITLES = {
+    "random": "Random real images",
+    "distilled": "Distilled, last",
+    "best_on_test": "Distilled, best on test",
+    "full": "All real data",
 }
+
+
+def accuracies(result: dict[str, Any]) -> list[Accuracy]:
+    """The lines of a run's result that it has, worst reference first, `last` before `best`."""
+    return [
+        Accuracy(
+            kind,
+            title,
+            _note(kind, result),
+            result[f"{kind}_mean"],
+            result.get(f"{kind}_std"),
+            result.get(f"{kind}_num_eval", result.get("num_eval")),
+        )
+        for kind, title in _TITLES.items()
+        if result.get(f"{kind}_mean") is not None
+    ]
+
+
+def _note(kind: str, result: dict[str, Any]) -> str:
+    step = result.get(f"{kind}_step")
+    if kind == "random":
+        rate = result.get("random_rate")
+        return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
+    if kind == "distilled":
+        return "after the last iteration" + ("" if step is None else f" ({step})")
+    if kind == "best_on_test":
+        return "chosen on test data" + ("" if step is None else f", iteration {step}")
+    return result.get("full_how", "what distillation aims at")
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """A run's result as lines of text: accuracy, 95% interval, networks."""
+    lines = [("trained on", "test accuracy, %", "95% interval", "networks", "")]
+    for row in accuracies(result):
+        lines.append((row.title, row.text, row.interval_text, _text(row.count), row.note))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  "
+        f"{line[3]:>{widths[3]}}  {line[4]}".rstrip()
+        for line in lines
+    )
 
 
 def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
@@ -41,8 +126,9 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
         result = run.result
         row = {"run": run.workdir.name}
         row.update({key: _text(own.get(key)) for key in _differing(settings)})
-        for key, title in _ACCURACIES.items():
-            row[title] = _accuracy(result, key)
+        found = {accuracy.kind: accuracy.text for accuracy in accuracies(result)}
+        for kind, title in _TITLES.items():
+            row[title.lower()] = found.get(kind, "")
         row["networks"] = _text(result.get("num_eval"))
         row["time"] = duration(result["seconds"]) if "seconds" in result else "not finished"
         rows.append(row)
@@ -74,13 +160,6 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
         if not key.startswith(_NOT_SETTINGS)
         and any(own.get(key) != settings[0].get(key) for own in settings)
     ]
-
-
-def _accuracy(result: dict[str, Any], key: str) -> str:
-    mean, std = result.get(f"{key}_mean"), result.get(f"{key}_std")
-    if mean is None:
-        return ""
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
 def _text(value: Any) -> str:

@@ -17,9 +17,8 @@ from edf_jax import figures, report
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.errors import UserError
 from edf_jax.metrics import MetricsWriter
-from edf_jax.report_sections import confidence_interval
 from edf_jax.run_files import open_run, save_activation_maps
-from edf_jax.run_table import run_table, to_csv, to_markdown
+from edf_jax.run_table import Accuracy, result_table, run_table, to_csv, to_markdown
 from edf_jax.synthetic import DistilledSet
 
 NAMES = ("bread & butter", "<cat>", "dog")
@@ -220,11 +219,20 @@ def test_no_run_is_refused(tmp_path, capsys):
 
 
 def test_the_interval_is_students(tmp_path):
-    accuracies = np.array([60.0, 62.0, 61.0, 63.0])
-    low, high = confidence_interval(accuracies.mean(), accuracies.std(), 4)
-    half = 3.182446 * accuracies.std(ddof=1) / 2
-    np.testing.assert_allclose((low, high), (61.5 - half, 61.5 + half), rtol=1e-6)
-    assert confidence_interval(60.0, 0.0, 1) is None
+    values = np.array([60.0, 62.0, 61.0, 63.0])
+    row = Accuracy("full", "all", "", values.mean(), values.std(), 4)
+    half = 3.182446 * values.std(ddof=1) / 2
+    np.testing.assert_allclose(row.interval, (61.5 - half, 61.5 + half), rtol=1e-6)
+    assert Accuracy("full", "all", "", 60.0, 0.0, 1).interval is None
+
+
+def test_the_result_is_a_table_of_text_too(run_folder):
+    result = open_run(run_folder).result
+    lines = result_table({**result, "full_num_eval": 3, "full_how": "the experts"}).splitlines()
+    assert len(lines) == 5
+    assert lines[2].split("  ")[0] == "Distilled, last" and "61.5 ± 1.2" in lines[2]
+    assert "chosen on test data" in lines[3]
+    assert lines[4].endswith("3  the experts")
 
 
 def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsys):
@@ -234,8 +242,10 @@ def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsy
     rows = run_table([first, second, third])
     assert [row["distill.ipc"] for row in rows] == ["1", "2", "2"]
     assert "seed" not in rows[0] and not any("cache_dir" in key for key in rows[0])
-    assert rows[0]["distilled (last)"] == "50.0 ± 1.2" and rows[2]["time"] == "not finished"
-    assert to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random |")
+    assert rows[0]["distilled, last"] == "50.0 ± 1.2" and rows[2]["time"] == "not finished"
+    assert (
+        to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random real images |")
+    )
     assert report.main([str(first), str(second), "--csv"]) == 0
     parsed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["run"] for row in parsed] == ["one", "two"]

@@ -65,3 +65,18 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def set_up(precision: str, *, deterministic: bool = False) -> None:
+    """Everything that must be decided before the first computation.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        deterministic: make GPU kernels give the same bits every time.
+    """
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    keep_freed_memory()
+    set_precision(precision)
+    use_compilation_cache()

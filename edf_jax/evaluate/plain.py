@@ -168,7 +168,14 @@ class Evaluator:
         states = self.train(images, labels, jnp.full(num, rate), key, on_epochs=on_epochs)
         return self.test(states)
 
-    def test(self, states: training.TrainState) -> Accuracies:
-        """Test accuracies of trained networks."""
-        right = np.asarray(self._test_all(states, *self._test)) * 100
-        return Accuracies(tuple(float(x) for x in right), len(self._test[1]))
+    def test(
+        self,
+        states: training.TrainState,
+        images: jax.Array | None = None,
+        labels: jax.Array | None = None,
+    ) -> Accuracies:
+        """Accuracies of trained networks, on the test images unless others are given."""
+        if images is None or labels is None:
+            images, labels = self._test
+        right = np.asarray(self._test_all(states, images, labels)) * 100
+        return Accuracies(tuple(float(x) for x in right), len(labels))

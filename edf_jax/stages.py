@@ -1,0 +1,233 @@
+"""The stages of a run in order, each a function of the run and what came before."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import randomness, storage, synthetic, training
+from edf_jax.data import Dataset, load_dataset
+from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
+from edf_jax.experts import named_leaves, network_for, on_device, train_experts
+from edf_jax.metrics import MetricsWriter
+from edf_jax.models import Network
+from edf_jax.progress import Progress
+from edf_jax.run import Run
+from edf_jax.run_files import save_activation_maps
+from edf_jax.synthetic import DistilledSet
+from edf_jax.trajectories import TrajectoryStore
+
+STAGES = ("prepare", "experts", "distill", "evaluate", "report")
+
+
+def run_stages(run: Run, last: str) -> dict[str, Any] | None:
+    """Runs all stages up to and including `last`; finished ones are not redone.
+
+    Args:
+        run: open.
+        last: one of `STAGES`, or `all`.
+
+    Returns:
+        The run's result once it is evaluated, else None.
+    """
+    wanted = STAGES if last == "all" else STAGES[: STAGES.index(last) + 1]
+    config, workdir = run.config, run.workdir
+    with run.stage("prepare"):
+        dataset = prepare(config)
+    if "experts" not in wanted:
+        return None
+    store = TrajectoryStore(pathlib.Path(config.experts.dir or workdir / "experts"))
+    with MetricsWriter(
+        workdir,
+        tensorboard=config.log.tensorboard,
+        wandb_project=config.log.wandb_project or None,
+    ) as metrics:
+        with run.stage("experts"):
+            accuracies = train_experts(config, dataset, store, metrics)
+        if "distill" not in wanted:
+            return None
+        with run.stage("distill"):
+            distil(config, dataset, store, metrics, workdir)
+    if "evaluate" not in wanted:
+        return None
+    with run.stage("evaluate"):
+        from edf_jax.evaluate.stage import evaluate_run
+
+        figures = evaluate_run(config, dataset, accuracies, workdir)
+    result = {**figures, "method": config.method, "workdir": str(workdir), **run.provenance()}
+    storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+    if "report" in wanted:
+        with run.stage("report"):
+            from edf_jax.report import write_report
+
+            print(f"report: {write_report(workdir)}", file=sys.stderr)
+        result.update(run.provenance())
+        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+def prepare(config) -> Dataset:
+    """Loads the real images, and checks what only they can tell.
+
+    Raises:
+        UserError: they aren't there, or there are too few.
+    """
+    with Progress("prepare", unit="image") as bar:
+        dataset = load_dataset(config.data, progress=bar.at)
+    counts = np.bincount(dataset.train.labels, minlength=dataset.info.num_classes)
+    if counts.min() < config.distill.ipc:
+        synthetic.choose_random(np.random.default_rng(0), dataset.train.labels, config.distill.ipc)
+    return dataset
+
+
+def distil(
+    config, dataset: Dataset, store: TrajectoryStore, metrics: MetricsWriter, workdir: pathlib.Path
+) -> DistilledSet:
+    """Initialises and distils, or continues; returns the last set."""
+    from edf_jax.evaluate.stage import periodic
+
+    finished = _finished_set(config, workdir)
+    if finished is not None:
+        return finished
+    network = network_for(config, dataset.info)
+    first = workdir / "distilled" / "step_0.safetensors"
+    if (workdir / "checkpoints").exists() and first.exists():
+        start = synthetic.load(first)
+    else:
+        start = initialise(config, dataset, network, store)
+    cam = choose_cam_network(config, dataset, network, store)
+    weighed = config.distill.pixel_weight == "dae"
+    last = distill(
+        config,
+        network,
+        start,
+        store,
+        cam if weighed else None,
+        periodic(config, dataset),
+        metrics,
+        workdir,
+    )
+    maps, weight = make_weight(config, cam)(
+        Learnable(jnp.asarray(last.images), jnp.asarray(last.labels), jnp.float32(last.alpha)),
+        randomness.stream(config.seed, "shown maps"),
+    )
+    save_activation_maps(workdir, np.asarray(maps), np.asarray(weight), network=cam.name)
+    return last
+
+
+def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+    try:
+        last = synthetic.load(workdir / "distilled" / "last.safetensors")
+    except Exception:
+        return None
+    return last if last.step == config.distill.iterations else None
+
+
+def choose_cam_network(
+    config, dataset: Dataset, network: Network, store: TrajectoryStore
+) -> CamNetwork:
+    """The network whose activation maps weigh pixel gradients and are shown.
+
+    Imported weights where `cam.weights` is given, else the first expert's last snapshot.
+    """
+    own = jnp.arange(dataset.info.num_classes)
+    if config.cam.weights:
+        from edf_jax.models.pretrained import load_cam_network
+
+        imported, theta, batch_stats = load_cam_network(
+            config.cam.weights, image_shape=dataset.info.image_shape
+        )
+        indices = dataset.info.imagenet_indices
+        if imported.num_classes != dataset.info.num_classes and indices is not None:
+            own = jnp.asarray(indices)
+        return CamNetwork(imported, theta, batch_stats, own, f"imported {imported.name}")
+    last = config.experts.epochs
+    return CamNetwork(
+        network,
+        jnp.asarray(store.snapshot(0, last)),
+        _batch_stats(network, store, 0),
+        own,
+        f"the first expert ({network.name}) after epoch {last}",
+    )
+
+
+def _batch_stats(network: Network, store: TrajectoryStore, expert: int) -> Any:
+    """An expert's last batch-norm statistics; {} where it has none."""
+    if not network.has_batch_stats:
+        return {}
+    _, like = jax.eval_shape(network.init, jax.random.key(0))
+    last = max(store.epochs(0))
+    arrays = store.batch_stats(expert, last)
+    return named_leaves("batch_stats", like, {f"batch_stats.{k}": v for k, v in arrays.items()})
+
+
+def initialise(
+    config, dataset: Dataset, network: Network, store: TrajectoryStore
+) -> DistilledSet:
+    """The set that distillation starts from (`distill.init`), with its labels."""
+    ipc, how = config.distill.ipc, config.distill.init
+    info, labels = dataset.info, dataset.train.labels
+    last = config.experts.epochs
+    rng = randomness.host_stream(config.seed, "initial images")
+    _, prepare_inputs = on_device(dataset.train.images[:1], info.normalisation)
+
+    @jax.jit
+    def logits_of(theta, batch_stats, images):
+        return training.predict(network, theta, batch_stats, images, prepare_inputs)
+
+    def expert_logits(expert: int, images) -> np.ndarray:
+        theta = jnp.asarray(store.snapshot(expert, last))
+        return np.asarray(logits_of(theta, _batch_stats(network, store, expert), images))
+
+    num_experts = config.experts.num
+    if how == "noise":
+        classes = np.repeat(np.arange(info.num_classes), ipc)
+        noise = rng.standard_normal((len(classes), *info.image_shape)).astype(np.float32)
+        targets = synthetic.smoothed_labels(classes, info.num_classes)
+        return _start(config, info, noise, targets, classes)
+    everything, _ = on_device(dataset.train.images, info.normalisation)
+    if how == "predicted_correctly":
+        chosen = synthetic.choose_predicted_correctly(
+            rng, labels, lambda k: expert_logits(k, everything).argmax(-1), num_experts, ipc
+        )
+    elif how == "centres":
+        theta = jnp.asarray(store.snapshot(0, last))
+        stats = _batch_stats(network, store, 0)
+        features = [
+            np.asarray(network.features(theta, prepare_inputs(everything[i : i + 256]), stats))
+            for i in range(0, len(labels), 256)
+        ]
+        flat = np.concatenate(features).reshape(len(labels), -1)
+        chosen = synthetic.choose_near_centres(flat, labels, ipc)
+    else:
+        chosen = synthetic.choose_random(rng, labels, ipc)
+    stored = everything[chosen]
+    experts = range(num_experts) if how == "predicted_correctly" else range(1)
+    logits = jnp.stack([expert_logits(expert, stored) for expert in experts])
+    averaged = synthetic.average_labels(logits, jnp.asarray(labels[chosen]))
+    images = np.asarray(prepare_inputs(stored), np.float32)
+    return _start(config, info, images, np.asarray(averaged), labels[chosen])
+
+
+def _start(config, info, images, logits, classes) -> DistilledSet:
+    from edf_jax.config import flatten
+
+    if config.distill.labels == "hard":
+        logits = synthetic.hard_labels(classes, info.num_classes)
+    return DistilledSet(
+        images,
+        np.asarray(logits, np.float32),
+        config.distill.lr_teacher,
+        info.class_names,
+        info.normalisation,
+        0,
+        flatten(config),
+    )
+
+

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from edf_jax.convolution import choose_convolution
 from edf_jax.models import Network, build_network
 
 
 def build(settings: dict, image_shape: tuple[int, int, int]) -> Network:
-    """The network of a section of `meta.json`, for images `(H, W, C)`."""
+    """The network of a section of `meta.json`, for images `(H, W, C)`, computed as in a run."""
     return build_network(
         settings["arch"],
         num_classes=settings["num_classes"],
@@ -16,6 +17,7 @@ def build(settings: dict, image_shape: tuple[int, int, int]) -> Network:
         norm=settings["norm"],
         activation=settings["act"],
         pooling=settings["pooling"],
+        convolution=choose_convolution(),
     )
 
 

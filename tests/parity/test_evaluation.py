@@ -1,0 +1,62 @@
+"""The training of evaluated networks against the official recipe."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edf_jax import losses, training
+from edf_jax.evaluate import plain
+from edf_jax.models import torch_layout
+from tests.parity import reference, reference_networks
+from tests.parity.reference_networks import nhwc
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_after_each_epoch_are_the_official_ones(dtype):
+    settings, arrays = reference.meta()["evaluation"], reference.load_npz("evaluation")
+    network = reference_networks.build(settings, nhwc(arrays["images"]).shape[1:])
+    recipe = training.Recipe(
+        network,
+        losses.soft_cross_entropy,
+        training.sgd(settings["momentum"], settings["weight_decay"]),
+        lambda key, images: images,
+        lambda images: images,
+        int(settings["batch"]),
+    )
+
+    @jax.jit
+    def train(state, images, labels, epoch, order):
+        # Only the order of the images is the file's.
+        with mock.patch.object(jax.random, "permutation", lambda *_: order):
+            return training.train_epochs(recipe, state, images, labels, epoch, jax.random.key(0))
+
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        theta = torch_layout.from_torch_flat(network, arrays["initial_params"]).astype(dtype)
+        _, batch_stats = network.init(jax.random.key(0))
+        state = training.TrainState(theta, batch_stats, recipe.optimiser.init(theta))
+        images = jnp.asarray(nhwc(arrays["images"]), dtype)
+        labels = jnp.asarray(arrays["labels"], dtype)
+        schedule = plain.schedule(int(settings["epochs"]), jnp.asarray(settings["lr"], dtype))
+        assert len(schedule.index) == settings["epochs_run"]
+        for epoch in range(len(schedule.index)):
+            this = jax.tree.map(lambda x: x[epoch : epoch + 1], schedule)
+            order = jnp.asarray(arrays[f"order{epoch}"])
+            state, _ = train(state, images, labels, this, order)
+            found = torch_layout.to_torch_flat(network, state.theta)
+            errors = {
+                name: reference.relative_error(
+                    found - origin, np.float64(arrays[f"params_after{epoch}"]) - origin
+                )
+                for name, origin in (("parameters", 0), ("way", np.float64(arrays["initial_params"])))
+            }
+            print(
+                f"relative error epoch {epoch} {dtype}: "
+                + ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+            )
+            assert state.theta.dtype == dtype
+            assert max(errors.values()) < 1e-4

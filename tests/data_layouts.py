@@ -19,6 +19,7 @@ def data_config(**changes) -> SimpleNamespace:
         "name": "",
         "path": "",
         "subset": "",
+        "class_list": "",
         "resolution": 16,
         "zca": False,
         "resize": "squash",
@@ -37,7 +38,7 @@ def data_config(**changes) -> SimpleNamespace:
 def photograph(seed: int, height: int = 20, width: int = 26) -> np.ndarray:
     """Smooth uint8 `[height, width, 3]`, another one for each seed."""
     generator = np.random.default_rng(seed)
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j][..., None]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., None]
     waves = generator.uniform(0.5, 2.0, (2, 3))
     return ((np.sin(waves[0] * 6 * x + waves[1] * 6 * y + seed) + 1) * 127).astype(np.uint8)
 

@@ -21,6 +21,7 @@ def test_cluttered_digits_are_always_there_and_exact():
     assert plan.normalisation == dataset.info.normalisation
 
 
+@pytest.mark.filterwarnings("ignore:music_hard")
 @pytest.mark.parametrize("name", subset_names())
 def test_every_subset_has_a_plan_without_its_images(name):
     plan = describe_dataset(data_config(subset=name, resolution=128, path="/nowhere"))

@@ -9,13 +9,16 @@ import re
 import pytest
 
 from edf_jax.data.subsets import (
+    chosen_subset,
     find_comp_dd,
     find_subset,
     imagenet_classes,
     index_by_wnid,
+    read_class_list,
     subset_names,
 )
 from edf_jax.errors import UserError
+from tests.data_layouts import data_config
 
 LISTS = json.loads((pathlib.Path(__file__).parent / "fixtures" / "SUBSETS.json").read_text())
 
@@ -62,7 +65,7 @@ def test_imagenet100_has_a_hundred_classes_and_can_be_swapped(tmp_path):
     assert len(find_subset("ImageNet100").indices) == 100
     mine = tmp_path / "mine.txt"
     mine.write_text("# two classes\nn01440764\n\n217  # English springer\n")
-    subset = find_subset(str(mine))
+    subset = chosen_subset(data_config(subset="imagenet100", class_list=str(mine)))
     assert subset.name == "mine" and subset.indices == (0, 217)
 
 
@@ -74,14 +77,14 @@ def test_a_bad_class_list_is_named(tmp_path, text, said):
     path = tmp_path / "list.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=said):
-        find_subset(str(path))
+        read_class_list(str(path))
 
 
 def test_unknown_subsets_are_named():
     with pytest.raises(UserError, match="imagenette, imagewoof"):
         find_subset("imagenett")
     with pytest.raises(UserError, match="cannot be read"):
-        find_subset("/nowhere/list.txt")
+        read_class_list("/nowhere/list.txt")
 
 
 @pytest.mark.parametrize("spelling", ["bird", "birds", "Bird"])

@@ -4,8 +4,8 @@ Eight categories of ImageNet classes (bird, car, dog, fish, snake, insect, round
 an easy and a hard subset of ten classes by the complexity of their images.
 
 References:
-  Wang et al., Emphasizing Discriminative Features for Dataset Distillation in Complex Scenarios,
-  2410.17193, section 3.
+    Wang et al., Emphasizing Discriminative Features for Dataset Distillation in Complex Scenarios,
+    2410.17193, section 3.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class CompDDSplit:
     """A split of normalised images: `split[i] -> (image, label)`.
 
     Attributes:
-      images: uint8 `[N, H, W, 3]`, as prepared.
-      labels: int32 `[N]`.
-      normalisation: what `split[i]` and `batches` apply.
-      batch_size: of `batches`.
+        images: uint8 `[N, H, W, 3]`, as prepared.
+        labels: int32 `[N]`.
+        normalisation: what `split[i]` and `batches` apply.
+        batch_size: of `batches`.
     """
 
     def __init__(self, split: Split, normalisation: Normalisation, batch_size: int):
@@ -75,26 +75,26 @@ def load_comp_dd(
     """A Comp-DD subset from a folder with ImageNet's images.
 
     Args:
-      data_path: a folder with `train/<WordNet id>/*` and `val/<WordNet id>/*`.
-      category: 'bird', 'car', 'dog', 'fish', 'snake', 'insect', 'round' or 'music'; plurals too.
-      subset: 'easy' or 'hard'.
-      im_size: height and width, equal.
-      batch_size: of the splits' `batches()`.
-      cache_dir: where prepared images are kept; default is the data cache.
-      workers: decoding threads; 0 for one per core.
+        data_path: a folder with `train/<WordNet id>/*` and `val/<WordNet id>/*`.
+        category: 'bird', 'car', 'dog', 'fish', 'snake', 'insect', 'round' or 'music'; plurals too.
+        subset: 'easy' or 'hard'.
+        im_size: height and width, equal.
+        batch_size: of the splits' `batches()`.
+        cache_dir: where prepared images are kept; default is the data cache.
+        workers: decoding threads; 0 for one per core.
 
     Returns:
-      channel: 3.
-      im_size: `(height, width)`.
-      num_classes: 10; 9 for music hard, whose published list names class 420 twice.
-      dst_train: training split; `dst_train[0]` is `(image, label)`.
-      dst_test: test split (ImageNet's validation images).
-      class_map: from ImageNet class index to label.
-      class_map_inv: from position in the published list (0 to 9) to ImageNet class index. The
-        positions are the labels, except for music hard, whose labels have no gap.
+        channel: 3.
+        im_size: `(height, width)`.
+        num_classes: 10; 9 for music hard, whose published list names class 420 twice.
+        dst_train: training split; `dst_train[0]` is `(image, label)`.
+        dst_test: test split (ImageNet's validation images).
+        class_map: from ImageNet class index to label.
+        class_map_inv: from position in the published list (0 to 9) to ImageNet class index. The
+          positions are the labels, except for music hard, whose labels have no gap.
 
     Raises:
-      UserError: no such subset, or its images are not there or not usable.
+        UserError: no such subset, or its images are not there or not usable.
     """
     chosen = find_comp_dd(category, subset)
     height, width = (im_size, im_size) if isinstance(im_size, int) else im_size
@@ -108,6 +108,7 @@ def load_comp_dd(
             name="",
             path=os.fspath(data_path),
             subset=chosen.name,
+            class_list="",
             resolution=height,
             zca=False,
             resize="squash",

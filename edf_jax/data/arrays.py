@@ -37,7 +37,7 @@ def idx_folder(data_config) -> pathlib.Path:
     """The folder of the idx files: `data.path`, or Debian's for Fashion-MNIST.
 
     Raises:
-      MissingData: there is none.
+        MissingData: there is none.
     """
     benchmark = find_benchmark(data_config.name)
     fashion = benchmark is not None and benchmark.name == "fashion_mnist"
@@ -57,7 +57,7 @@ def open_idx(data_config) -> Source:
     """MNIST, Fashion-MNIST and their like from idx files, gzipped or not.
 
     Raises:
-      UserError: a file is missing, damaged or doesn't fit the others.
+        UserError: a file is missing, damaged or doesn't fit the others.
     """
     folder = idx_folder(data_config)
     arrays = []
@@ -74,7 +74,7 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     """uint8 array of an idx file.
 
     Raises:
-      UserError: it is not one, has other than `dimensions` dimensions, or is cut short.
+        UserError: it is not one, has other than `dimensions` dimensions, or is cut short.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -100,7 +100,7 @@ def open_npz(data_config) -> Source:
     test_labels), and class_names where it has them.
 
     Raises:
-      UserError: no such file, or arrays that don't fit.
+        UserError: no such file, or arrays that don't fit.
     """
     path = npz_path(data_config)
     try:
@@ -122,7 +122,7 @@ def npz_path(data_config) -> pathlib.Path:
     """The .npz file that `data.path` names.
 
     Raises:
-      MissingData: it is not set or not there.
+        MissingData: it is not set or not there.
     """
     if not data_config.path:
         raise MissingData(f"data.path is not set; expected is {_NPZ_LAYOUT}.")

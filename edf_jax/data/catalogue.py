@@ -41,12 +41,12 @@ class Benchmark:
     """A published set.
 
     Attributes:
-      name: as tables show it.
-      class_names: by label.
-      image_shape: `(H, W, C)` as published; zeros where images differ.
-      train, test: how many images.
-      normalisation: the published constants.
-      tfds: its name in TensorFlow Datasets, or ''.
+        name: as tables show it.
+        class_names: by label.
+        image_shape: `(H, W, C)` as published; zeros where images differ.
+        train, test: how many images.
+        normalisation: the published constants.
+        tfds: its name in TensorFlow Datasets, or ''.
     """
 
     name: str

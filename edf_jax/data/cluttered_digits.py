@@ -38,11 +38,11 @@ def split_by_class(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
     """Stratified split of the digit samples.
 
     Args:
-      labels: int `[N]`.
-      seed: of the split.
+        labels: int `[N]`.
+        seed: of the split.
 
     Returns:
-      Sorted indices of the training and of the test samples (80% and 20%, none in both).
+        Sorted indices of the training and of the test samples (80% and 20%, none in both).
     """
     draws = np.random.Generator(np.random.PCG64([seed, 0])).random(len(labels))
     classes = np.unique(labels)
@@ -69,18 +69,18 @@ def make_splits(
     """Training and test composites.
 
     Args:
-      resolution: height and width of the pictures, at least 8.
-      difficulty: 0 (large digits, plain background) to 1 (small digits, busy background).
-      composites: pictures per training digit. More of them leave the first ones as they are.
-      test_composites: pictures per test digit.
-      seed: of the split and the pictures.
-      progress: called with (pictures done, pictures in all).
+        resolution: height and width of the pictures, at least 8.
+        difficulty: 0 (large digits, plain background) to 1 (small digits, busy background).
+        composites: pictures per training digit. More of them leave the first ones as they are.
+        test_composites: pictures per test digit.
+        seed: of the split and the pictures.
+        progress: called with (pictures done, pictures in all).
 
     Returns:
-      `((images, labels), (images, labels))`: uint8 `[n, resolution, resolution, 3]`, int32 `[n]`.
+        `((images, labels), (images, labels))`: uint8 `[n, resolution, resolution, 3]`, int32 `[n]`.
 
     Raises:
-      UserError: an impossible setting, or scikit-learn or Pillow is not installed.
+        UserError: an impossible setting, or scikit-learn or Pillow is not installed.
     """
     check_settings(resolution, difficulty, composites, test_composites)
     digits, labels, photographs = _load_sources()
@@ -123,7 +123,7 @@ def check_settings(
     """Refuses impossible settings.
 
     Raises:
-      UserError: names the key, the value and what would do.
+        UserError: names the key, the value and what would do.
     """
     if resolution < 8:
         raise UserError(f"data.resolution={resolution} is too small for a digit; 8 or more.")

@@ -25,12 +25,12 @@ class DatasetInfo:
     """What a dataset is, apart from its pixels.
 
     Attributes:
-      name: as tables show it.
-      class_names: human-readable, by label.
-      image_shape: `(H, W, C)`.
-      normalisation: from pixels to network inputs.
-      imagenet_indices: ILSVRC-2012 class of each label, or None.
-      fingerprint: hex digest of the settings and sources that the images come from.
+        name: as tables show it.
+        class_names: human-readable, by label.
+        image_shape: `(H, W, C)`.
+        normalisation: from pixels to network inputs.
+        imagenet_indices: ILSVRC-2012 class of each label, or None.
+        fingerprint: hex digest of the settings and sources that the images come from.
     """
 
     name: str

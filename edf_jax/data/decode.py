@@ -13,13 +13,13 @@ class ImageSettings:
     """How images are decoded and resized.
 
     Attributes:
-      resolution: height and width; 0 keeps the image's own.
-      resize: 'squash' (both sides to `resolution`, as the published ImageNet subsets) or 'crop'
-        (the short side, then the centre).
-      antialias: average over what a pixel covers when shrinking; False samples bilinearly, as
-        older code did.
-      channels: 1 or 3.
-      upright: turn a photograph as its EXIF data says.
+        resolution: height and width; 0 keeps the image's own.
+        resize: 'squash' (both sides to `resolution`, as the published ImageNet subsets) or 'crop'
+          (the short side, then the centre).
+        antialias: average over what a pixel covers when shrinking; False samples bilinearly, as
+          older code did.
+        channels: 1 or 3.
+        upright: turn a photograph as its EXIF data says.
     """
 
     resolution: int
@@ -37,14 +37,14 @@ def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.nda
     """Pixels of an image.
 
     Args:
-      content: an encoded image, or uint8 pixels `[H, W, C]`.
-      settings: what it is to become.
+        content: an encoded image, or uint8 pixels `[H, W, C]`.
+        settings: what it is to become.
 
     Returns:
-      uint8 `[H, W, C]`, and a remark where not all of the image was used, else ''.
+        uint8 `[H, W, C]`, and a remark where not all of the image was used, else ''.
 
     Raises:
-      Unreadable: with the reason.
+        Unreadable: with the reason.
     """
     from PIL import Image, ImageOps
 

@@ -22,7 +22,7 @@ from edf_jax.data.load import (
 )
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.data.sources import MissingData, Source
-from edf_jax.data.subsets import Subset, find_subset, imagenet_classes
+from edf_jax.data.subsets import Subset, chosen_subset, find_subset, imagenet_classes
 from edf_jax.errors import UserError
 
 DIGITS_TRAIN, DIGITS_TEST = 1437, 360
@@ -33,14 +33,14 @@ class DatasetPlan:
     """A dataset before it is read.
 
     Attributes:
-      name, class_names, image_shape, imagenet_indices: as in `DatasetInfo`.
-      normalisation: the published constants; None where they are measured or a ZCA matrix is
-        fitted on the training images.
-      num_train, num_test: images.
-      counts: where the numbers come from: 'exact', 'counted', 'published' or 'approximate'.
-      available: whether the images are there.
-      location: where they are, or are expected.
-      advice: '' if they are there; else one line: what is missing and how to get it.
+        name, class_names, image_shape, imagenet_indices: as in `DatasetInfo`.
+        normalisation: the published constants; None where they are measured or a ZCA matrix is
+          fitted on the training images.
+        num_train, num_test: images.
+        counts: where the numbers come from: 'exact', 'counted', 'published' or 'approximate'.
+        available: whether the images are there.
+        location: where they are, or are expected.
+        advice: '' if they are there; else one line: what is missing and how to get it.
     """
 
     name: str
@@ -67,7 +67,7 @@ def describe_dataset(data_config) -> DatasetPlan:
     counting a subset would read all of it), and gives published numbers for the rest.
 
     Raises:
-      UserError: impossible settings; or the data is not there and nothing was published about it.
+        UserError: impossible settings; or the data is not there and nothing was published about it.
     """
     check_settings(data_config)
     if data_config.source == "cluttered_digits":
@@ -124,7 +124,9 @@ def _describe_tfds(data_config) -> DatasetPlan:
 
 def _tfds_counts(folder, data_config) -> dict:
     """Numbers from the set's own record, where all of it is used."""
-    if data_config.subset and not tfds.tfds_name(data_config).startswith("imagenette"):
+    if chosen_subset(data_config) is not None and not tfds.tfds_name(data_config).startswith(
+        "imagenette"
+    ):
         return {}
     record = json.loads((folder / "dataset_info.json").read_text())
     sizes = {s["name"]: sum(map(int, s["shardLengths"])) for s in record["splits"]}
@@ -143,11 +145,13 @@ def _published(data_config) -> DatasetPlan | None:
         "location": data_config.path or "(data.path is not set)",
         "advice": "",
     }
-    if data_config.subset or fastai or imagenet:
-        if imagenet and not data_config.subset:
-            subset = Subset("imagenet2012", tuple(range(len(imagenet_classes()))))
-        else:
-            subset = find_subset(data_config.subset or "imagenette")
+    subset = chosen_subset(data_config)
+    if subset is None and fastai:
+        subset = find_subset("imagenette")
+    if subset is None and imagenet:
+        subset = Subset("imagenet2012", tuple(range(len(imagenet_classes()))))
+    if subset is not None:
+        subset.warn_of_repetitions()
         classes = len(subset.indices)
         train, test = IMAGENETTE_FASTAI_COUNTS
         if not fastai:

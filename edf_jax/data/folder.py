@@ -10,7 +10,7 @@ import numpy as np
 from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.sources import Listing, Source, check_labels, digest_of, existing_folder
-from edf_jax.data.subsets import Subset, find_subset, imagenet_classes, index_by_wnid
+from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
 from edf_jax.errors import UserError
 
 LAYOUT = "a folder with train/<class>/* and val/<class>/* (or test/<class>/*)"
@@ -25,14 +25,14 @@ _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet keeps the labels of val/im
 def open_folder(data_config) -> Source:
     """Lists the images of the classes that are asked for; opens none.
 
-    With `data.subset` the classes are ImageNet's: folders named by WordNet id, or by class index.
-    Without, every folder in train/ is a class, in sorted order.
+    With `data.subset` or `data.class_list` the classes are ImageNet's, in folders named by WordNet
+    id or by class index. Without, every folder in train/ is a class, in sorted order.
 
     Raises:
-      UserError: a split, a class or its images are missing.
+        UserError: a split, a class or its images are missing.
     """
-    if data_config.subset:
-        subset = find_subset(data_config.subset)
+    subset = chosen_subset(data_config)
+    if subset is not None:
         subset.warn_of_repetitions()
         return _open_subset(existing_folder(data_config.path, IMAGENET_LAYOUT), subset)
     return _open_all(existing_folder(data_config.path, LAYOUT), data_config.name)

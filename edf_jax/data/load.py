@@ -14,6 +14,7 @@ from edf_jax.data.decode import ImageSettings
 from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
 from edf_jax.data.preprocess import prepare, split_key, write_atomically
 from edf_jax.data.sources import Listing, MissingData, Source, digest_of
+from edf_jax.data.subsets import chosen_subset
 from edf_jax.errors import UserError
 
 SOURCES = ("cluttered_digits", "tfds", "folder", "idx", "npz")
@@ -26,13 +27,13 @@ def load_dataset(data_config, *, progress: Callable[[int, int], None] | None = N
     Prepared images are kept in the data cache; the next call finds them there.
 
     Args:
-      data_config: an object with the attributes of `config.data`: source, name, path, subset,
-        resolution (0: the images' own), zca, resize, antialias, cache_dir, workers; for the
-        cluttered digits seed, difficulty, composites and test_composites.
-      progress: called with (images done, images in all).
+        data_config: an object with the attributes of `config.data`: source, name, path, subset,
+          class_list, resolution (0: the images' own), zca, resize, antialias, cache_dir, workers;
+          for the cluttered digits seed, difficulty, composites and test_composites.
+        progress: called with (images done, images in all).
 
     Raises:
-      UserError: the data is not there or not usable; the message says what to do.
+        UserError: the data is not there or not usable; the message says what to do.
     """
     check_settings(data_config)
     if data_config.source == "cluttered_digits":
@@ -77,7 +78,7 @@ def check_settings(data_config) -> None:
     """Refuses values that no source can use.
 
     Raises:
-      UserError: names the key, the value and what would do.
+        UserError: names the key, the value and what would do.
     """
     if data_config.source not in SOURCES:
         raise UserError(
@@ -95,7 +96,7 @@ def check_settings(data_config) -> None:
         raise UserError(
             f"data.resolution={data_config.resolution} is no size; 0 keeps the images' own."
         )
-    of_imagenet = data_config.subset or (
+    of_imagenet = chosen_subset(data_config) is not None or (
         data_config.source == "tfds" and tfds.tfds_name(data_config).startswith("imagenet")
     )
     if of_imagenet and not data_config.resolution:
@@ -113,7 +114,7 @@ def open_source(data_config, cache_dir: pathlib.Path) -> Source:
     """Lists the images of a source, without decoding any.
 
     Raises:
-      UserError: the data is not there, incomplete or of another form.
+        UserError: the data is not there, incomplete or of another form.
     """
     openers = {
         "folder": folder.open_folder,
@@ -139,7 +140,7 @@ def how_to_get(data_config) -> str:
                 f"--config.data.path to {folder.IMAGENET_LAYOUT}"
             )
         return told + "."
-    if data_config.subset:
+    if chosen_subset(data_config) is not None:
         return (
             "Download ILSVRC-2012 from image-net.org and set --config.data.path to that folder; "
             "or set --config.data.source=tfds --config.data.name=imagenet2012 after "

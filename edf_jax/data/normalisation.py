@@ -23,8 +23,8 @@ class Whitening:
     """A ZCA matrix by its digest; read from the data cache when first used.
 
     Attributes:
-      digest: of mean and matrix.
-      folder: the data cache that holds them; not part of what it is.
+        digest: of mean and matrix.
+        folder: the data cache that holds them; not part of what it is.
     """
 
     digest: str
@@ -34,7 +34,7 @@ class Whitening:
         """Mean `[D]` and matrix `[D, D]`.
 
         Raises:
-          UserError: they are not in the folder, or damaged.
+            UserError: they are not in the folder, or damaged.
         """
         return whitening.load(self.folder, self.digest)
 
@@ -47,9 +47,9 @@ class Normalisation:
     a constant of what is compiled (38 MB at 32x32x3): whiten whole sets outside of it.
 
     Attributes:
-      mean: per channel; zeros with ZCA.
-      std: per channel; ones with ZCA.
-      zca: the whitening, or None.
+        mean: per channel; zeros with ZCA.
+        std: per channel; ones with ZCA.
+        zca: the whitening, or None.
     """
 
     mean: tuple[float, ...]
@@ -60,13 +60,13 @@ class Normalisation:
         """Network inputs from pixels.
 
         Args:
-          images: `[..., H, W, C]`, NumPy or JAX; uint8 in 0..255, or floating point in [0, 1].
+            images: `[..., H, W, C]`, NumPy or JAX; uint8 in 0..255, or floating point in [0, 1].
 
         Returns:
-          Normalised images of the same shape, float32 (float64 from float64).
+            Normalised images of the same shape, float32 (float64 from float64).
 
         Raises:
-          UserError: the ZCA matrix is not in its folder.
+            UserError: the ZCA matrix is not in its folder.
         """
         x = _unit_interval(images)
         if self.zca is not None:

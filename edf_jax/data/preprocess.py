@@ -48,19 +48,19 @@ def prepare(
     Images that cannot be read are left out, with a warning that names them.
 
     Args:
-      listing: what to read.
-      settings: what the images become.
-      name: of the set and split, for the cache and for messages.
-      class_names: by label.
-      cache_dir: the data cache.
-      workers: decoding threads; 0 for one per core.
-      progress: called with the number of images just done.
+        listing: what to read.
+        settings: what the images become.
+        name: of the set and split, for the cache and for messages.
+        class_names: by label.
+        cache_dir: the data cache.
+        workers: decoding threads; 0 for one per core.
+        progress: called with the number of images just done.
 
     Returns:
-      Images (a read-only memory map) and labels.
+        Images (a read-only memory map) and labels.
 
     Raises:
-      UserError: a class is left without images, or images of a native-size set differ in size.
+        UserError: a class is left without images, or images of a native-size set differ in size.
     """
     key = split_key(listing, settings)
     file_name = re.sub(r"[^\w.-]+", "_", name)

@@ -19,11 +19,11 @@ class Listing:
     """The images of one split, not yet read.
 
     Attributes:
-      labels: int32 `[N]`.
-      read: from a position to the encoded image (bytes), or to its pixels (uint8 `[H, W, C]`).
-      name: from a position to what a message calls the image.
-      identity: hex digest of what is listed; another digest means other images.
-      images: uint8 `[N, H, W, C]` where all pixels are in memory anyway, else None.
+        labels: int32 `[N]`.
+        read: from a position to the encoded image (bytes), or to its pixels (uint8 `[H, W, C]`).
+        name: from a position to what a message calls the image.
+        identity: hex digest of what is listed; another digest means other images.
+        images: uint8 `[N, H, W, C]` where all pixels are in memory anyway, else None.
     """
 
     labels: np.ndarray
@@ -41,12 +41,12 @@ class Source:
     """Training and test listings of a set, and what is known about it before reading.
 
     Attributes:
-      name: of the set, as tables show it.
-      class_names: by label.
-      channels: 1 or 3.
-      imagenet_indices: ILSVRC-2012 class of each label, or None.
-      normalisation: its published constants; None where they are to be measured.
-      upright: turn photographs as their EXIF data says.
+        name: of the set, as tables show it.
+        class_names: by label.
+        channels: 1 or 3.
+        imagenet_indices: ILSVRC-2012 class of each label, or None.
+        normalisation: its published constants; None where they are to be measured.
+        upright: turn photographs as their EXIF data says.
     """
 
     name: str
@@ -72,7 +72,7 @@ def existing_folder(path: str, layout: str) -> pathlib.Path:
     """`data.path` as a folder that exists.
 
     Raises:
-      MissingData: it is not set or not there; the message gives the `layout` that is expected.
+        MissingData: it is not set or not there; the message gives the `layout` that is expected.
     """
     if not path:
         raise MissingData(f"data.path is not set; expected is {layout}.")
@@ -86,7 +86,7 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], split: str, whe
     """Refuses labels outside of the classes, and classes without images.
 
     Raises:
-      UserError: names the label or the class, the split and the place.
+        UserError: names the label or the class, the split and the place.
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         wrong = labels.min() if labels.min() < 0 else labels.max()

@@ -26,8 +26,8 @@ class Subset:
     """Some ImageNet classes; a label is a position in `indices`.
 
     Attributes:
-      name: as tables show it.
-      positions: class indices as published, with what the publication repeats.
+        name: as tables show it.
+        positions: class indices as published, with what the publication repeats.
     """
 
     name: str
@@ -80,32 +80,47 @@ def subset_names() -> tuple[str, ...]:
     return (*_published(), "imagenet100")
 
 
-def find_subset(name: str) -> Subset:
-    """A subset by its name, or by the path of a text file.
-
-    Args:
-      name: one of `subset_names()`; or a path that ends in `.txt`, to a file with one WordNet id
-        or class index a line (`#` starts a comment).
+def chosen_subset(data_config) -> Subset | None:
+    """The ImageNet classes that `data.class_list` or else `data.subset` chooses; None for all.
 
     Raises:
-      UserError: no such subset, or a line that names no class.
+        UserError: no such subset, or a list that cannot be read.
     """
-    if name.endswith(".txt"):
-        path = pathlib.Path(name).expanduser()
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"data.subset={name}: the class list cannot be read ({error})."
-            ) from None
-        return Subset(path.stem, _parse_list(text, name))
+    if data_config.class_list:
+        return read_class_list(data_config.class_list)
+    return find_subset(data_config.subset) if data_config.subset else None
+
+
+def read_class_list(name: str) -> Subset:
+    """The subset that a text file lists.
+
+    Args:
+        name: path of a file with one WordNet id or class index a line (`#` starts a comment).
+
+    Raises:
+        UserError: it cannot be read, or a line names no class.
+    """
+    path = pathlib.Path(name).expanduser()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.class_list={name} cannot be read ({error}).") from None
+    return Subset(path.stem, _parse_list(text, name))
+
+
+def find_subset(name: str) -> Subset:
+    """A subset by its name, one of `subset_names()`.
+
+    Raises:
+        UserError: no such subset.
+    """
     key = name.lower().replace("-", "_")
     if key == "imagenet100":
         return Subset(key, _parse_list(_package_text("imagenet100.txt"), "imagenet100.txt"))
     if key not in _published():
         raise UserError(
-            f"data.subset={name!r} is unknown; one of {', '.join(subset_names())}, or the path of "
-            "a .txt file with a WordNet id a line."
+            f"data.subset={name!r} is unknown; one of {', '.join(subset_names())} (or name a file "
+            "with a WordNet id a line: data.class_list)."
         )
     return Subset(key, _published()[key])
 
@@ -119,7 +134,7 @@ def find_comp_dd(category: str, subset: str) -> Subset:
     """A Comp-DD subset, for example ('bird', 'easy'); plural categories ('birds') are accepted.
 
     Raises:
-      UserError: no such category, or a subset that is neither 'easy' nor 'hard'.
+        UserError: no such category, or a subset that is neither 'easy' nor 'hard'.
     """
     known = comp_dd_categories()
     spellings = {c: c for c in known} | {f"{c}s": c for c in known} | {f"{c}es": c for c in known}
@@ -152,11 +167,11 @@ def _parse_list(text: str, source: str) -> tuple[int, ...]:
             indices.append(index_by_wnid()[entry])
         else:
             raise UserError(
-                f"data.subset={source}, line {number}: {entry!r} is neither a WordNet id of "
+                f"data.class_list={source}, line {number}: {entry!r} is neither a WordNet id of "
                 "ILSVRC-2012 nor a class index from 0 to 999."
             )
     if not indices:
-        raise UserError(f"data.subset={source} lists no class.")
+        raise UserError(f"data.class_list={source} lists no class.")
     return tuple(indices)
 
 

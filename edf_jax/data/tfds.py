@@ -12,7 +12,7 @@ from edf_jax.data.catalogue import IMAGENETTE_FASTAI, find_benchmark
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.preprocess import in_workers, write_atomically
 from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
-from edf_jax.data.subsets import Subset, find_subset, imagenet_classes, index_by_wnid
+from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
 from edf_jax.errors import UserError
 
 _LABEL_BATCH = 64  # records read at once in the pass over the labels
@@ -26,7 +26,7 @@ def tfds_name(data_config) -> str:
         return benchmark.tfds
     if name.split("/")[0] in ("imagenette", IMAGENETTE_FASTAI):
         return name.replace(IMAGENETTE_FASTAI, "imagenette")
-    return "imagenet2012" if data_config.subset else name
+    return "imagenet2012" if data_config.subset or data_config.class_list else name
 
 
 def data_dir(data_config) -> pathlib.Path:
@@ -48,7 +48,7 @@ def find_prepared(data_config) -> pathlib.Path | None:
     """The folder of the newest version that is prepared as array_record, or None.
 
     Raises:
-      UserError: the set is prepared, but in another format.
+        UserError: the set is prepared, but in another format.
     """
     found = {}
     for path in (data_dir(data_config) / tfds_name(data_config)).glob("**/dataset_info.json"):
@@ -82,12 +82,12 @@ def open_tfds(data_config, cache_dir: pathlib.Path) -> Source:
     """Lists a prepared set: one pass over its labels, no image decoded.
 
     Args:
-      data_config: `name`, `path` and `subset` count. A subset chooses ImageNet classes by their
-        WordNet ids, which are the set's label names.
-      cache_dir: keeps the labels, so that the pass is made once.
+        data_config: its `name`, `path`, `subset` and `class_list`. A subset chooses ImageNet
+            classes by their WordNet ids, which are the set's label names.
+        cache_dir: keeps the labels, so that the pass is made once.
 
     Raises:
-      UserError: the set is not prepared, in another format, or lacks what is asked for.
+        UserError: the set is not prepared, in another format, or lacks what is asked for.
     """
     folder = find_prepared(data_config)
     name = tfds_name(data_config)
@@ -140,8 +140,8 @@ class _Classes:
 
 def _choose_classes(data_config, name: str, label_names, folder: pathlib.Path) -> _Classes:
     benchmark = find_benchmark(name)
-    if data_config.subset:
-        subset = find_subset(data_config.subset)
+    subset = chosen_subset(data_config)
+    if subset is not None:
         subset.warn_of_repetitions()
         positions = _subset_positions(subset, label_names, folder)
         table_name = IMAGENETTE_FASTAI if name.startswith("imagenette") else subset.name

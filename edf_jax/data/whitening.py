@@ -1,8 +1,8 @@
 """ZCA whitening: fitted once, kept in the data cache, named by its digest.
 
 References:
-  Krizhevsky and Hinton, Learning multiple layers of features from tiny images, 2009 (appendix A);
-  the conventions are kornia's: covariance over n - 1, `T = U (S + eps)^(-1/2) U^T`.
+    Krizhevsky and Hinton, Learning multiple layers of features from tiny images, 2009 (appendix A);
+    the conventions are kornia's: covariance over n - 1, `T = U (S + eps)^(-1/2) U^T`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def fit_zca(
     """Mean and whitening matrix of training images.
 
     Args:
-      images: `[N, ...]`, uint8 or floating point in [0, 1], two images or more; flattened to
-        `[N, D]`. Read in batches, so a memory map stays on disk.
-      eps: added to the eigenvalues of the covariance.
-      batch: images read at once.
+        images: `[N, ...]`, uint8 or floating point in [0, 1], two images or more; flattened to
+          `[N, D]`. Read in batches, so a memory map stays on disk.
+        eps: added to the eigenvalues of the covariance.
+        batch: images read at once.
 
     Returns:
-      mean `[D]` and matrix `[D, D]`, float32. The matrix is symmetric.
+        mean `[D]` and matrix `[D, D]`, float32. The matrix is symmetric.
     """
     count, size = len(images), int(np.prod(images.shape[1:]))
     mean = np.zeros(size)
@@ -54,12 +54,12 @@ def whiten(images, mean, matrix):
     """`(x - mean) @ matrix` on flattened images.
 
     Args:
-      images: `[..., H, W, C]`, floating point; NumPy or JAX.
-      mean: `[H*W*C]`.
-      matrix: `[H*W*C, H*W*C]`.
+        images: `[..., H, W, C]`, floating point; NumPy or JAX.
+        mean: `[H*W*C]`.
+        matrix: `[H*W*C, H*W*C]`.
 
     Returns:
-      Whitened images of the same shape and type.
+        Whitened images of the same shape and type.
     """
     shape = images.shape
     flat = images.reshape(-1, mean.shape[0]) - np.asarray(mean, images.dtype)
@@ -77,7 +77,7 @@ def save(folder: str | os.PathLike, mean: np.ndarray, matrix: np.ndarray) -> str
     """Writes mean and matrix to the data cache.
 
     Returns:
-      The digest that names the file, for `load` and `load_inverse`.
+        The digest that names the file, for `load` and `load_inverse`.
     """
     stacked = np.concatenate([mean[None], matrix]).astype(np.float32)
     digest = hashlib.sha256(stacked.tobytes()).hexdigest()
@@ -92,7 +92,7 @@ def load(folder: str, digest: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean `[D]` and matrix `[D, D]` of a digest.
 
     Raises:
-      UserError: the file is not in the folder, or not what the digest says.
+        UserError: the file is not in the folder, or not what the digest says.
     """
     path = _path(folder, digest)
     try:

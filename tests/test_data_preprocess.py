@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from edf_jax.data import load_dataset, preprocess
 from edf_jax.data.decode import ImageSettings, decode
 from edf_jax.errors import UserError
-from tests.data_layouts import data_config, jpeg, photograph, write_folder
+from tests.data_layouts import data_config, jpeg, marks, photograph, write_folder
 
 SETTINGS = {
     "resolution": 16,
@@ -110,7 +112,6 @@ def test_the_second_load_reads_the_cache(prepared, monkeypatch):
     assert isinstance(second.train.images, np.memmap)
     np.testing.assert_array_equal(first.train.images, second.train.images)
     assert first.info.fingerprint == second.info.fingerprint
-    assert not list((prepared_dir(prepared)).glob("*.partial"))
 
 
 def prepared_dir(config):
@@ -171,15 +172,19 @@ load_dataset(data_config(path=sys.argv[1], cache_dir=sys.argv[2], workers=1))
 """
 
 
+def _journal(cache) -> list[str]:
+    return [line for path in cache.glob("*.journal") for line in path.read_text().split("\n")[1:]]
+
+
 def test_a_killed_preparation_continues_where_it_stopped(prepared, monkeypatch):
     cache = prepared_dir(prepared)
     child = subprocess.Popen([sys.executable, "-c", _CHILD, prepared.path, str(cache)])
     deadline = time.monotonic() + 60
-    while len(list(cache.glob("*.partial/*.npz"))) < 2 and time.monotonic() < deadline:
+    while len(_journal(cache)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    finished = len(list(cache.glob("*.partial/*.npz")))
+    finished = len(_journal(cache))
     assert 2 <= finished <= 4
     calls = _count_decodes(monkeypatch)
     resumed = load_dataset(prepared)
@@ -187,31 +192,64 @@ def test_a_killed_preparation_continues_where_it_stopped(prepared, monkeypatch):
     prepared.cache_dir += "-fresh"
     fresh = load_dataset(prepared)
     np.testing.assert_array_equal(resumed.train.images, fresh.train.images)
-    assert not list(cache.glob("*.tmp")) and not list(cache.glob("*.partial"))
+    kinds = {path.name.split(".", 1)[1] for path in cache.iterdir()}
+    assert kinds == {"npy", "labels.npy", "json", "lock"}
 
 
-def test_a_damaged_chunk_of_a_killed_preparation_is_made_again(prepared, monkeypatch):
+@pytest.mark.parametrize("unreadable", [False, True])
+@pytest.mark.parametrize("at", ["replace", "unlink"])
+def test_a_preparation_killed_at_its_very_end_decodes_nothing_again(
+    prepared, monkeypatch, at, unreadable
+):
+    if unreadable:
+        next((prepared_dir(prepared).parent / "pets" / "train" / "a").iterdir()).write_bytes(b"")
+    real, calls = getattr(os, at), []
+
+    def killed(*args, **kwargs):
+        calls.append(args)
+        if at == "unlink" or len(calls) == 2:  # after the images got their name
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, at, killed)
+        if at == "unlink":
+            patch.setattr(pathlib.Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_dataset(prepared)
+    decodes = _count_decodes(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = load_dataset(prepared)
+    assert len(decodes) == 8  # the test split
+    assert len(dataset.train) == 18 - unreadable
+    np.testing.assert_array_equal(marks(dataset.train.images), dataset.train.labels)
+
+
+def test_damaged_chunks_of_a_killed_preparation_are_made_again(prepared, monkeypatch):
     expected = np.array(load_dataset(prepared).train.images)
     for path in prepared_dir(prepared).glob("pets-train-*"):
         path.unlink()
-    real = preprocess._assemble
+    real = preprocess._finish
 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preprocess, "_assemble", killed)
+    monkeypatch.setattr(preprocess, "_finish", killed)
     with pytest.raises(KeyboardInterrupt):
         load_dataset(prepared)
-    monkeypatch.setattr(preprocess, "_assemble", real)
-    chunks = sorted(prepared_dir(prepared).glob("pets-train-*.partial/*.npz"))
-    assert len(chunks) == 5
-    flipped = bytearray(chunks[1].read_bytes())
-    flipped[len(flipped) // 3] ^= 1
-    chunks[1].write_bytes(flipped)
-    chunks[3].write_bytes(chunks[3].read_bytes()[:100])
+    monkeypatch.setattr(preprocess, "_finish", real)
+    (partial,) = prepared_dir(prepared).glob("pets-train-*.partial")
+    content = bytearray(partial.read_bytes())
+    content[-16 * 16 * 3 * 2 - 5] ^= 1  # the fourth chunk's; the last has two images
+    partial.write_bytes(content)
+    journal = partial.with_suffix(".journal")
+    journal.write_text(journal.read_text()[:-10])  # so has the last line been cut
+    lines = journal.read_text().split("\n")
+    journal.write_text("\n".join(lines[:2] + lines[3:]))  # and the second lost
     calls = _count_decodes(monkeypatch)
     np.testing.assert_array_equal(load_dataset(prepared).train.images, expected)
-    assert len(calls) == 8
+    assert len(calls) == 4 + 4 + 2
 
 
 def test_images_of_unequal_size_need_a_resolution(prepared):

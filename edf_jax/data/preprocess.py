@@ -2,7 +2,8 @@
 
 A prepared split is three files in the data cache, named by a digest of everything that decides
 its content: `<key>.npy` (uint8 images), `<key>.labels.npy`, and `<key>.json` with their digests,
-written last. Until then finished chunks lie in `<key>.partial/`, from which a killed preparation
+written last. Until then the images are filled in in `<key>.partial`, chunk by chunk, and
+`<key>.journal` gets a line with the digest of each finished chunk: from there a killed preparation
 continues.
 """
 
@@ -10,20 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
 import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
 
 from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
+from edf_jax.data.rows import RowFile, digest
 from edf_jax.data.sources import Listing, digest_of
 from edf_jax.errors import UserError
 
@@ -118,34 +118,26 @@ def _read(base: pathlib.Path, key: str) -> Split | None:
         return None
     try:
         content = json.loads(record.read_text())
-        images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
         labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
-        intact = (
-            content["key"] == key
-            and len(images) == len(labels)
-            and content["images"] == _digest(images)
-            and content["labels"] == _digest(labels)
-        )
-    except (OSError, ValueError, KeyError, EOFError):
+        with RowFile(_beside(base, ".npy")) as images:
+            intact = (
+                content["key"] == key
+                and len(images) == len(labels)
+                and content["images"] == images.digests(content["rows"])
+                and content["labels"] == digest(labels)
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         intact = False
     if not intact:
         warnings.warn(f"{base}.npy is damaged; it is made again.", stacklevel=2)
         record.unlink()
         return None
     _tell(base.name, len(labels) + len(content["left_out"]), content)
-    return Split(images, labels)
+    return Split(np.load(_beside(base, ".npy"), mmap_mode="r"), labels)
 
 
 def _beside(base: pathlib.Path, suffix: str) -> pathlib.Path:
     return base.with_name(base.name + suffix)
-
-
-def _digest(array: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    rows = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        digest.update(np.ascontiguousarray(array[start : start + rows]))
-    return digest.hexdigest()
 
 
 def _tell(name: str, total: int, content: dict) -> None:
@@ -160,27 +152,81 @@ def _tell(name: str, total: int, content: dict) -> None:
             warnings.warn(told, stacklevel=2)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """A line of the journal: images from `start` on are filled in.
+
+    Attributes:
+        start: position of its first image.
+        digest: of its rows in the partial file.
+        left_out: positions of images that could not be read, each with the reason.
+        remarks: positions of images that are used in part, each with what was used.
+    """
+
+    start: int
+    digest: str
+    left_out: list
+    remarks: list
+
+
 def _make(base, key, listing: Listing, settings: ImageSettings, workers, progress) -> None:
-    partial = _beside(base, ".partial")
-    partial.mkdir(exist_ok=True)
     for stale in base.parent.glob(f"{base.name}.*.tmp"):  # of a process killed while writing
         stale.unlink()
     shape = _image_shape(listing, settings)
     rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // int(np.prod(shape))))
-    starts = range(0, len(listing), rows)
-    missing = []
-    for start in starts:
-        if _read_chunk(partial, key, start) is None:
-            missing.append(start)
-        elif progress is not None:
-            progress(min(rows, len(listing) - start))
-    wanted = [i for start in missing for i in range(start, min(start + rows, len(listing)))]
-    decoded = in_workers(lambda i: _decode_one(listing, i, settings), wanted, workers)
-    for start in missing:
-        stop = min(start + rows, len(listing))
-        _make_chunk(partial, key, start, stop, shape, decoded, listing, progress)
-    _assemble(base, key, listing, shape, (_read_chunk(partial, key, s) for s in starts))
-    shutil.rmtree(partial)
+    with _open_partial(base, (len(listing), *shape)) as images:
+        chunks = _finished_chunks(base, key, images, rows)
+        if chunks and progress is not None:
+            progress(sum(min(rows, len(listing) - start) for start in chunks))
+        missing = [start for start in range(0, len(listing), rows) if start not in chunks]
+        wanted = [i for start in missing for i in range(start, min(start + rows, len(listing)))]
+        decoded = in_workers(lambda i: _decode_one(listing, i, settings), wanted, workers)
+        with open(_beside(base, ".journal"), "a") as journal:
+            for start in missing:
+                stop = min(start + rows, len(listing))
+                filled, left_out, remarks = _fill(decoded, start, stop, shape, listing, progress)
+                images.write(start, filled)
+                chunk = _Chunk(start, digest(filled), left_out, remarks)
+                # A killed process may have left half a line.
+                journal.write("\n" + json.dumps({"key": key, **dataclasses.asdict(chunk)}))
+                journal.flush()
+                chunks[start] = chunk
+        _finish(base, key, listing, images, rows, [chunks[start] for start in sorted(chunks)])
+
+
+def _open_partial(base: pathlib.Path, shape) -> RowFile:
+    """The images to fill in, image i in row i; what a killed process filled in is still there."""
+    path, final = _beside(base, ".partial"), _beside(base, ".npy")
+    if final.exists() and not path.exists():
+        os.replace(final, path)  # killed just before the record was written
+    try:
+        images = RowFile(path)
+        if images.shape == shape:
+            return images
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    return RowFile.create(path, shape)
+
+
+def _finished_chunks(base: pathlib.Path, key: str, images: RowFile, rows: int) -> dict[int, _Chunk]:
+    """The chunks that the journal names and whose digests are right."""
+    finished = {}
+    try:
+        lines = _beside(base, ".journal").read_text().splitlines()
+    except FileNotFoundError:
+        return finished
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            if fields.pop("key") != key:
+                continue
+            chunk = _Chunk(**fields)
+            written = images.read(chunk.start, chunk.start + rows)
+            if chunk.start % rows == 0 and chunk.digest == digest(written):
+                finished[chunk.start] = chunk
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that was being written when the process was killed
+    return finished
 
 
 def _decode_one(listing: Listing, i: int, settings: ImageSettings):
@@ -202,86 +248,59 @@ def _image_shape(listing: Listing, settings: ImageSettings) -> tuple[int, int, i
     return 1, 1, settings.channels
 
 
-def _make_chunk(partial, key, start, stop, shape, decoded, listing: Listing, progress) -> None:
-    images = np.empty((stop - start, *shape), np.uint8)
-    kept, left_out, remarks = [], [], []
+def _fill(decoded: Iterator, start, stop, shape, listing: Listing, progress):
+    """Images `[stop - start, H, W, C]`, zeros where one is unreadable; left out; remarks."""
+    images = np.zeros((stop - start, *shape), np.uint8)
+    left_out, remarks = [], []
     for i in range(start, stop):
         pixels, remark = next(decoded)
         if pixels is None:
-            left_out.append((listing.name(i), remark))
+            left_out.append((i, remark))
         elif pixels.shape != shape:
             raise UserError(
                 f"Images differ in size: {listing.name(i)} is {list(pixels.shape)}, the first "
                 f"{list(shape)}; set data.resolution."
             )
         else:
-            images[len(kept)] = pixels
-            kept.append(i)
+            images[i - start] = pixels
             if remark:
-                remarks.append((listing.name(i), remark))
+                remarks.append((i, remark))
         if progress is not None:
             progress(1)
-    notes = json.dumps({"key": key, "left_out": left_out, "remarks": remarks})
-    write_atomically(
-        _chunk_path(partial, start),
-        lambda file: np.savez(
-            file, images=images[: len(kept)], kept=np.array(kept, np.int64), notes=notes
-        ),
-    )
+    return images, left_out, remarks
 
 
-def _chunk_path(partial: pathlib.Path, start: int) -> pathlib.Path:
-    return partial / f"{start:09d}.npz"
-
-
-def _read_chunk(partial: pathlib.Path, key: str, start: int):
-    """(images, kept positions, notes) of a finished chunk; None where it is missing or damaged.
-
-    Zip archives carry a checksum of each array, which reading verifies.
-    """
-    try:
-        with np.load(_chunk_path(partial, start), allow_pickle=False) as archive:
-            notes = json.loads(str(archive["notes"]))
-            if notes["key"] == key:
-                return archive["images"], archive["kept"], notes
-    except FileNotFoundError:
-        pass
-    # A damaged archive makes zipfile and NumPy raise nearly anything.
-    except Exception:
-        pass
-    return None
-
-
-def _assemble(base, key: str, listing: Listing, shape, chunks: Iterable) -> None:
-    digest = hashlib.sha256()
-    kept, left_out, remarks = [], [], []
-
-    def write(file) -> None:
-        _write_header(file, len(listing), shape)
-        for images, positions, notes in chunks:
-            file.write(np.ascontiguousarray(images))
-            digest.update(images)
-            kept.append(positions)
-            left_out.extend(notes["left_out"])
-            remarks.extend(notes["remarks"])
-        file.seek(0)
-        _write_header(file, sum(map(len, kept)), shape)
-
-    write_atomically(_beside(base, ".npy"), write)
-    labels = listing.labels[np.concatenate(kept)] if kept else listing.labels
+def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_Chunk]) -> None:
+    """Gives the filled-in images their name, without the rows that are left out."""
+    left_out = [entry for chunk in chunks for entry in chunk.left_out]
+    remarks = [entry for chunk in chunks for entry in chunk.remarks]
+    partial, labels = _beside(base, ".partial"), listing.labels
+    if left_out:
+        kept = np.delete(np.arange(len(listing)), [i for i, _ in left_out])
+        temporary = _beside(base, f".npy.{os.getpid()}.tmp")
+        with RowFile.create(temporary, (len(kept), *images.shape[1:])) as compact:
+            done = 0
+            for chunk in chunks:
+                lost = [i - chunk.start for i, _ in chunk.left_out]
+                rest = np.delete(images.read(chunk.start, chunk.start + rows), lost, axis=0)
+                compact.write(done, rest)
+                done += len(rest)
+            digests = compact.digests(rows)
+        os.replace(temporary, _beside(base, ".npy"))
+        labels = labels[kept]
+    else:
+        digests = [chunk.digest for chunk in chunks]
+        os.replace(partial, _beside(base, ".npy"))
     write_atomically(_beside(base, ".labels.npy"), lambda file: np.save(file, labels))
     content = {
         "key": key,
-        "images": digest.hexdigest(),
-        "labels": _digest(labels),
-        "left_out": left_out,
-        "remarks": remarks,
+        "rows": rows,
+        "images": digests,
+        "labels": digest(labels),
+        "left_out": [(listing.name(i), why) for i, why in left_out],
+        "remarks": [(listing.name(i), remark) for i, remark in remarks],
     }
     text = json.dumps(content).encode()
     write_atomically(_beside(base, ".json"), lambda file: file.write(text))
-
-
-def _write_header(file, count: int, shape) -> None:
-    """The .npy header; as long for any count, since NumPy leaves it room to grow."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+    partial.unlink(missing_ok=True)
+    _beside(base, ".journal").unlink()

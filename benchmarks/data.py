@@ -1,0 +1,157 @@
+"""Preparing a folder of JPEGs: ours against PyTorch's loader with Pillow, two workers each.
+
+    python benchmarks/data.py --images=10000
+
+Both decode the same 256x256 JPEGs with Pillow and shrink them to 128x128 (antialiased bilinear).
+Ours runs threads, writes the result to disk with checksums and reads it back; the other runs
+torch.utils.data.DataLoader with worker processes (what torchvision's ImageFolder does) and keeps
+the images in memory. Each runs in a process of its own, in turn, so that a busy machine is busy for
+both. Imports are not counted. The last line is `BENCH {json}`: seconds (medians), the ratio of the
+other to ours (above 1: ours is faster) and the peak memory of ours in MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+CLASSES = 10
+SIDE = 256
+RESOLUTION = 128
+WORKERS = 2
+
+
+def write_images(root: pathlib.Path, count: int) -> None:
+    """Random crops of scikit-learn's photographs as JPEGs: train/<class>/*, one each in val/."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(p) for p in load_sample_images().images]
+    generator = np.random.default_rng(0)
+    for i in range(count + CLASSES):
+        folder = root / ("train" if i < count else "val") / f"class_{i % CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph = photographs[generator.integers(len(photographs))]
+        side = int(generator.integers(200, 420))
+        left = int(generator.integers(0, photograph.width - side))
+        top = int(generator.integers(0, photograph.height - side))
+        crop = photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
+        crop.save(folder / f"{i}.JPEG", quality=90)
+
+
+def ours(root: pathlib.Path) -> np.ndarray:
+    from edf_jax.data import load_dataset
+
+    with tempfile.TemporaryDirectory(dir=root.parent) as cache_dir:
+        config = SimpleNamespace(
+            source="folder",
+            name="",
+            path=str(root),
+            subset="",
+            class_list="",
+            resolution=RESOLUTION,
+            zca=False,
+            resize="squash",
+            antialias=True,
+            cache_dir=cache_dir,
+            workers=WORKERS,
+        )
+        return np.array(load_dataset(config).train.images[::97])
+
+
+class Files:
+    """A map-style PyTorch dataset of the training and validation images."""
+
+    def __init__(self, root: pathlib.Path):
+        self.files = [
+            file
+            for split in ("train", "val")
+            for folder in sorted((root / split).iterdir())
+            for file in sorted(map(str, folder.iterdir()))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int):
+        import torch
+        from PIL import Image
+
+        with Image.open(self.files[i]) as image:
+            small = image.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(small))
+
+
+def pytorch(root: pathlib.Path) -> np.ndarray:
+    import torch
+
+    loader = torch.utils.data.DataLoader(Files(root), batch_size=256, num_workers=WORKERS)
+    images = torch.cat(list(loader)).numpy()
+    return images[: len(images) - CLASSES][::97]
+
+
+def child(which: str, root: pathlib.Path) -> None:
+    """Runs one of the two and prints seconds, peak MiB and a checksum of some pixels."""
+    if which == "ours":
+        import grain  # noqa: F401
+        import PIL.Image  # noqa: F401
+
+        import edf_jax.data  # noqa: F401
+    else:
+        import PIL.Image  # noqa: F401
+        import torch  # noqa: F401
+    start = time.perf_counter()
+    images = {"ours": ours, "pytorch": pytorch}[which](root)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mib": peak, "pixels": int(images.sum())}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--child", choices=("ours", "pytorch"), help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=pathlib.Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.root)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder) / "images"
+        write_images(root, arguments.images)
+        results = {"ours": [], "pytorch": []}
+        print(f"{arguments.images} JPEGs of {SIDE}x{SIDE} to {RESOLUTION}x{RESOLUTION}, "
+              f"{WORKERS} workers, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        for repeat in range(arguments.repeats):
+            for which in results:
+                command = [sys.executable, __file__, f"--child={which}", f"--root={root}"]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                results[which].append(json.loads(output.stdout.splitlines()[-1]))
+            row = "  ".join(f"{w} {r[-1]['seconds']:6.2f} s" for w, r in results.items())
+            print(f"run {repeat + 1}:  {row}")
+    assert len({r["pixels"] for rows in results.values() for r in rows}) == 1, "pixels differ"
+    seconds = {w: statistics.median(r["seconds"] for r in rows) for w, rows in results.items()}
+    summary = {
+        "images": arguments.images,
+        "ours_seconds": round(seconds["ours"], 3),
+        "pytorch_seconds": round(seconds["pytorch"], 3),
+        "ratio": round(seconds["pytorch"] / seconds["ours"], 3),
+        "ours_peak_mib": round(max(r["peak_mib"] for r in results["ours"])),
+    }
+    print("BENCH " + json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

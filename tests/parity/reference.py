@@ -8,6 +8,9 @@ import pathlib
 
 import numpy as np
 
+# Of the difference to where a training started: a short way is mostly float32's rounding.
+WAY_TOLERANCE = 1e-2
+
 _DEFAULT = pathlib.Path(__file__).parent.parent / "fixtures" / "reference"
 
 

@@ -24,12 +24,13 @@ def test_maps_are_the_official_ones(method, dtype):
         images = jnp.asarray(nhwc(arrays["x"]), dtype)
         noise = jnp.asarray(np.moveaxis(arrays["smooth_noise"], 2, -1), dtype)
         theta = torch_layout.from_torch_flat(network, arrays["params"]).astype(dtype)
+        _, batch_stats = network.init(jax.random.key(0))
         classes = jnp.asarray(settings["classes"])
 
         @jax.jit
         def compute(theta, images, noise):
-            features = functools.partial(network.features, theta)
-            classify = functools.partial(network.classify, theta)
+            features = functools.partial(network.features, theta, batch_stats=batch_stats)
+            classify = functools.partial(network.classify, theta, batch_stats=batch_stats)
             extra = (noise,) if method == "smooth_grad_cam_pp" else ()
             maps = getattr(gradcam, method)(features, classify, images, classes, *extra)
             return maps, gradcam.resize_maps(maps, images.shape[1:3])

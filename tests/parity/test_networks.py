@@ -13,12 +13,13 @@ _CASES = reference.load_json("networks")
 _SETTINGS = ("width", "depth", "norm", "activation", "pooling")
 
 
-def _build(spec: dict) -> Network:
+def _build(spec: dict, input_shape: list[int]) -> Network:
+    _, channels, height, width = input_shape
     stem = "ImageNet" if "imagenet" in spec.get("stem", "") else ""
     return build_network(
         spec["family"] + stem,
         num_classes=spec["num_classes"],
-        image_shape=(spec["image_size"], spec["image_size"], spec["in_channels"]),
+        image_shape=(height, width, channels),
         **{key: spec[key] for key in _SETTINGS if key in spec},
     )
 
@@ -44,7 +45,7 @@ def _weights(case: dict) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", _CASES)
 def test_logits_are_the_official_implementations(name):
     case = _CASES[name]
-    network = _build(case["spec"])
+    network = _build(case["spec"], case["input_shape"])
     table = network.param_table + network.stats_table
     assert [(entry[0], list(entry[1])) for entry in table] == [
         (parameter, list(shape)) for parameter, shape in case["params"]

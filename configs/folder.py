@@ -1,0 +1,47 @@
+"""Your own images: a folder with train/<class>/* and val/<class>/* (or test/<class>/*).
+
+    python -m edf_jax.main --config=configs/folder.py:laptop --config.data.path=/path/to/photos
+
+The classes are the folders in train/, as many as there are. Images become squares of
+`data.resolution` pixels, which also decides the network's depth: three blocks at 32, four at 64,
+five at 128.
+
+`laptop`: 32x32 and a narrow network; minutes on two CPU cores for a few thousand photos
+(--config.data.resolution=48 shows more and takes about twice as long).
+`ipc1`, `ipc10`, `ipc50`: 128x128 with ImageNette's settings of the same IPC, for a GPU; memory is
+in the plan (--dry_run), time not measured.
+
+Unpublished, so no accuracy to expect; the result puts random real images beside.
+"""
+
+from edf_jax import published
+
+_LAPTOP = {
+    "data.source": "folder",
+    "data.resolution": 32,
+    "data.resize": "crop",
+    "model.width": 32,
+    "experts.num": 4,
+    "experts.epochs": 16,
+    "experts.batch": 64,
+    "experts.lr": 0.05,
+    "distill.ipc": 1,
+    "distill.iterations": 200,
+    "distill.syn_steps": 20,
+    "distill.current_max_start_epoch": 2,
+    "distill.max_start_epoch": 8,
+    "distill.expansion_end": 150,
+    "distill.drop": 0.0,
+    "distill.lr_img": 100.0,
+    "distill.lr_y": 1.0,
+    "distill.lr_teacher": 0.02,
+    "distill.eval_every": 100,
+    "distill.save_every": 25,
+    "cam.every": 25,
+    "evaluate.num": 3,
+    "evaluate.epochs": 300,
+}
+
+
+def get_config(variant: str = "laptop"):
+    return published.config("folder", variant, {"laptop": _LAPTOP})

@@ -1,0 +1,19 @@
+"""MNIST: grey 28x28, ConvNet of three blocks of 128, IPC 1, 10 and 50.
+
+    python -m edf_jax.main --config=configs/mnist.py:ipc1
+
+Unpublished: the settings are CIFAR-10's of the same IPC, without ZCA, with three blocks and
+without flipping in the augmentation.
+
+Data: TensorFlow Datasets' mnist, prepared as array_record (the command says how), or
+--config.data.source=idx --config.data.path=/path/to/it.
+
+Hardware and time: not measured yet; --dry_run prints the memory that each stage needs.
+Accuracy: not published for this method, not measured.
+"""
+
+from edf_jax import published
+
+
+def get_config(variant: str = "ipc10"):
+    return published.config("mnist", variant)

@@ -1,0 +1,330 @@
+"""The keys of a config: their defaults, meanings, sources and ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from edf_jax import augment, gradcam
+from edf_jax.devices import PRECISIONS
+
+# The value of a part that the method of the family chooses.
+AUTO = "auto"
+
+_EDF = "EDF (2410.17193), official code"
+_OURS = "this project"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        default: its value unless a config says otherwise; decides the type too.
+        meaning: one line, with units.
+        source: where the default comes from.
+        choices: the allowed values, where they are few.
+        at_least: smallest allowed number.
+        at_most: largest allowed number.
+        below: numbers must be less than this.
+        positive: numbers must be over zero.
+    """
+
+    default: Any
+    meaning: str
+    source: str = _OURS
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    positive: bool = False
+
+    @property
+    def kind(self) -> type:
+        """The type of its values."""
+        return type(self.default)
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words; '' where every value of the type is."""
+        if self.choices:
+            return ", ".join(self.choices)
+        parts = []
+        if self.positive:
+            parts.append("> 0")
+        if self.at_least is not None:
+            parts.append(f">= {self.at_least:g}")
+        if self.at_most is not None:
+            parts.append(f"<= {self.at_most:g}")
+        if self.below is not None:
+            parts.append(f"< {self.below:g}")
+        return " and ".join(parts)
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a value, or None."""
+        if self.kind is bool or isinstance(value, bool):
+            if type(value) is not self.kind:
+                return f"must be of type {self.kind.__name__}"
+        elif self.kind is float:
+            if not isinstance(value, (int, float)):
+                return "must be a number"
+        elif not isinstance(value, self.kind):
+            return f"must be of type {self.kind.__name__}"
+        if self.choices and value not in self.choices:
+            near = difflib.get_close_matches(str(value), self.choices, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"must be one of {', '.join(self.choices)}{hint}"
+        if self.kind in (int, float):
+            if not math.isfinite(value):
+                return "must be a finite number"
+            within = (
+                (not self.positive or value > 0)
+                and (self.at_least is None or value >= self.at_least)
+                and (self.at_most is None or value <= self.at_most)
+                and (self.below is None or value < self.below)
+            )
+            if not within:
+                return f"must be {self.range}"
+        return None
+
+
+def _share(default: float, meaning: str, source: str = _OURS) -> Key:
+    return Key(default, meaning, source, at_least=0, below=1)
+
+
+# What a method of the family is: the parts of the loop it chooses.
+METHODS: dict[str, dict[str, str]] = {
+    "mtt": {
+        "experts.optimizer": "sgd",
+        "distill.start_schedule": "fixed",
+        "distill.loss_mask": "none",
+        "distill.labels": "hard",
+        "distill.pixel_weight": "none",
+        "distill.gradient": "exact",
+        "distill.init": "real",
+    },
+}
+METHODS["tesla"] = {**METHODS["mtt"], "distill.labels": "soft_fixed", "distill.gradient": "tesla"}
+METHODS["ftd"] = {**METHODS["mtt"], "experts.optimizer": "gsam"}
+METHODS["datm"] = {
+    **METHODS["ftd"],
+    "distill.start_schedule": "sequential",
+    "distill.labels": "soft_learned",
+    "distill.init": "predicted_correctly",
+}
+METHODS["edf"] = {**METHODS["datm"], "distill.loss_mask": "cpd", "distill.pixel_weight": "dae"}
+
+
+_RUN = {
+    "seed": Key(0, "fixes everything random", at_least=0, below=2**31),
+    "method": Key("edf", "fills every part that is 'auto'", choices=tuple(METHODS)),
+    "published": Key(
+        False, "whether the settings were published for this dataset and IPC (a label for people)"
+    ),
+    "settings_of": Key(
+        "", "the published dataset and IPC that the settings are those of (a label for people)"
+    ),
+    "precision": Key("float32", "what networks compute products in", choices=PRECISIONS),
+    "deterministic": Key(False, "bit-identical runs on a GPU, somewhat slower"),
+}
+
+_DATA = {
+    "data.source": Key(
+        "cluttered_digits",
+        "where images come from",
+        choices=("cluttered_digits", "tfds", "folder", "idx", "npz"),
+    ),
+    "data.name": Key("", "the set's name, as its source knows it"),
+    "data.path": Key("", "folder or file that holds it; '' looks where its source keeps it"),
+    "data.subset": Key(
+        "", "a named choice of ImageNet classes, such as 'imagenette' or 'bird_easy'; '' is all"
+    ),
+    "data.class_list": Key(
+        "", "a text file with a WordNet id or ImageNet class index a line, instead of data.subset"
+    ),
+    "data.resolution": Key(32, "side of the square images, pixels; 0 keeps theirs", at_least=0),
+    "data.zca": Key(False, "ZCA whitening instead of mean and deviation"),
+    "data.resize": Key("squash", "how other shapes become square", _EDF, ("squash", "crop")),
+    "data.antialias": Key(True, "antialiased bilinear resizing; False is the older codes'", _EDF),
+    "data.cache_dir": Key("", "where prepared images lie; '' is the user's cache folder"),
+    "data.workers": Key(0, "threads that decode; 0 is one per core", at_least=0),
+    "data.seed": Key(0, "cluttered digits: fixes the composites", at_least=0),
+    "data.difficulty": Key(
+        0.5, "cluttered digits: 0 large on plain, 1 small on busy", at_least=0, at_most=1
+    ),
+    "data.composites": Key(1, "cluttered digits: training images per digit sample", at_least=1),
+    "data.test_composites": Key(1, "cluttered digits: test images per sample", at_least=1),
+}
+
+# The network that experts, students and evaluation share.
+_MODEL = {
+    "model.name": Key("ConvNet", "network of experts and students, from the registry", _EDF),
+    "model.width": Key(
+        0, "channels of each block; 0 is the network's own (128 for ConvNet)", _EDF, at_least=0
+    ),
+    "model.depth": Key(
+        0,
+        "blocks; 0 is the name's own, for ConvNet by the resolution (3 at 32, 4 at 64, 5 at 128)",
+        "MTT (2203.11932)",
+        at_least=0,
+    ),
+    "model.norm": Key("", "normalisation; '' is the name's own (instance for ConvNet)", _EDF),
+    "model.activation": Key("", "activation; '' is the name's own (relu)", _EDF),
+    "model.pooling": Key("", "pooling; '' is the name's own (avg)", _EDF),
+    "model.convolution": Key(
+        AUTO,
+        "how convolutions are computed; auto is 'matmul' on a CPU, else the platform's own",
+        choices=(AUTO, "platform", "matmul"),
+    ),
+}
+
+_AUGMENT = {
+    "augment.strategy": Key(
+        augment.FULL_STRATEGY,
+        "DSA's ops joined by underscores, of which a minibatch gets one; 'none' is none",
+        "DSA (2102.08259)",
+    ),
+    "augment.crop_ratio": _share(0.25, "largest shift over the side, student and evaluation", _EDF),
+}
+
+_EXPERTS = {
+    "experts.num": Key(100, "K, how many", _EDF, at_least=1),
+    "experts.epochs": Key(100, "E, epochs of each", _EDF, at_least=1),
+    "experts.batch": Key(256, "batch size", _EDF, at_least=1),
+    "experts.lr": Key(0.01, "learning rate", _EDF, positive=True),
+    "experts.momentum": _share(0.0, "SGD momentum", _EDF),
+    "experts.weight_decay": Key(0.0, "SGD weight decay", _EDF, at_least=0),
+    "experts.optimizer": Key(AUTO, "the step", "the method", (AUTO, "sgd", "gsam")),
+    "experts.rho": Key(0.01, "GSAM's ascent radius", _EDF, at_least=0),
+    "experts.gsam_alpha": Key(0.3, "GSAM's alpha", _EDF, at_least=0),
+    "experts.adaptive": Key(True, "GSAM's ascent scaled by the weights", _EDF),
+    "experts.crop_ratio": _share(0.125, "largest shift over the side in expert training", _EDF),
+    "experts.group": Key(0, "experts trained at once; 0 chooses", at_least=0),
+    "experts.keep": Key(
+        "all", "snapshots kept on disk: all epochs, or those needed", choices=("all", "needed")
+    ),
+    "experts.dir": Key("", "a store of experts to share; '' is in the run's folder"),
+}
+
+_DISTILL = {
+    "distill.ipc": Key(10, "synthetic images per class", at_least=1),
+    "distill.iterations": Key(
+        10000, "last outer iteration, where they start from 0", _EDF, at_least=0
+    ),
+    "distill.syn_steps": Key(40, "N, the student's steps", _EDF, at_least=1),
+    "distill.batch_syn": Key(1000, "synthetic images in a student's batch", _EDF, at_least=1),
+    "distill.expert_epochs": Key(2, "M, epochs from start to target", _EDF, at_least=1),
+    "distill.min_start_epoch": Key(0, "earliest start epoch", _EDF, at_least=0),
+    "distill.current_max_start_epoch": Key(
+        20, "start epochs stay below it at the first iteration (sequential)", _EDF, at_least=1
+    ),
+    "distill.max_start_epoch": Key(40, "start epochs stay below it at the end", _EDF, at_least=1),
+    "distill.expansion_end": Key(
+        3000, "iteration from which the last bound holds (sequential)", _EDF, at_least=1
+    ),
+    "distill.start_schedule": Key(
+        AUTO, "whether the bound grows", "the method", (AUTO, "sequential", "fixed")
+    ),
+    "distill.lr_img": Key(1000.0, "rate of the images", _EDF, at_least=0),
+    "distill.lr_y": Key(2.0, "rate of the label logits", _EDF, at_least=0),
+    "distill.lr_lr": Key(1e-5, "rate of the student's rate", _EDF, at_least=0),
+    "distill.lr_teacher": Key(0.01, "alpha, the student's rate, at the start", _EDF, positive=True),
+    "distill.momentum_img": _share(0.5, "momentum of the images", _EDF),
+    "distill.momentum_y": _share(0.9, "momentum of the labels", _EDF),
+    "distill.momentum_lr": _share(0.5, "momentum of alpha", _EDF),
+    "distill.threshold": Key(
+        1.5, "matching losses over it change nothing; 0 is no gate", _EDF, at_least=0
+    ),
+    "distill.loss_mask": Key(
+        AUTO, "which parameters count", "the method", (AUTO, "none", "cpd", "deep_layers")
+    ),
+    "distill.drop": _share(0.25, "CPD's share of smallest losses left out", _EDF),
+    "distill.depth_ratio": _share(
+        0.5, "deep_layers' share of first parameters left out", "PAD (2408.03360)"
+    ),
+    "distill.labels": Key(
+        AUTO, "what labels are", "the method", (AUTO, "hard", "soft_fixed", "soft_learned")
+    ),
+    "distill.pixel_weight": Key(
+        AUTO, "weight of pixel gradients", "the method", (AUTO, "none", "dae")
+    ),
+    "distill.gradient": Key(
+        AUTO, "through the student's steps", "the method", (AUTO, "exact", "tesla")
+    ),
+    "distill.init": Key(
+        AUTO,
+        "first images",
+        "the method",
+        (AUTO, "predicted_correctly", "real", "noise", "centres"),
+    ),
+    "distill.trajectories": Key(
+        1, "expert trajectories whose gradients an iteration averages", _EDF, at_least=1
+    ),
+    "distill.eval_every": Key(500, "iterations between evaluations", _EDF, at_least=1),
+    "distill.save_every": Key(100, "iterations between resumable checkpoints", at_least=1),
+    "distill.select": Key(
+        "last", "the set that the result is about", choices=("last", "test", "heldout")
+    ),
+}
+
+# Class activation maps.
+_CAM = {
+    "cam.network": Key(
+        AUTO,
+        "whose maps; auto is 'imported' where cam.weights is given, else 'expert'",
+        choices=(AUTO, "expert", "trained", "imported"),
+    ),
+    "cam.weights": Key("", "file with a ResNet-18's weights (.pth, .safetensors)"),
+    "cam.method": Key(
+        "grad_cam", "how maps are made", "EDF (2410.17193), paper", tuple(gradcam.METHODS)
+    ),
+    "cam.every": Key(100, "iterations between maps (the paper's interval)", _EDF, at_least=1),
+    "cam.beta": Key(1.0, "DAE's addition where the map is high", _EDF, at_least=0),
+    "cam.threshold": _share(0.0, "DAE's fixed threshold; 0 is each map's mean", _EDF),
+}
+
+_EVALUATE = {
+    "evaluate.networks": Key("", "comma-separated names; '' is the distilling network"),
+    "evaluate.num": Key(5, "networks trained from scratch", at_least=1),
+    "evaluate.epochs": Key(1000, "E_eval; one more is run", _EDF, at_least=1),
+    "evaluate.batch": Key(128, "batch size", _EDF, at_least=1),
+    "evaluate.momentum": _share(0.9, "SGD momentum", _EDF),
+    "evaluate.weight_decay": Key(5e-4, "SGD weight decay", _EDF, at_least=0),
+    "evaluate.during_num": Key(
+        1, "networks of the evaluations during distillation", _EDF, at_least=1
+    ),
+    "evaluate.during_epochs": Key(0, "their E_eval; 0 is evaluate.epochs", at_least=0),
+    "evaluate.baseline_rates": Key(
+        "0.001,0.003,0.01,0.03",
+        "rates tried for the random baseline, on held-out training images",
+    ),
+    "evaluate.full_epochs": Key(
+        0,
+        "epochs on all real data for the upper reference; 0 takes the experts' last accuracy",
+        at_least=0,
+    ),
+}
+
+_REST = {
+    "log.tensorboard": Key(True, "write TensorBoard events"),
+    "log.wandb_project": Key("", "Weights & Biases project; '' is none"),
+    "parallel.trajectory": Key(1, "devices over which trajectories are spread", at_least=1),
+    "parallel.data": Key(1, "devices over which a student's batch is split", at_least=1),
+}
+
+SCHEMA: dict[str, Key] = {
+    **_RUN,
+    **_DATA,
+    **_MODEL,
+    **_AUGMENT,
+    **_EXPERTS,
+    **_DISTILL,
+    **_CAM,
+    **_EVALUATE,
+    **_REST,
+}
+
+# Keys that may change between sittings of one run.
+FREE = ("evaluate.", "log.", "distill.iterations", "distill.select", "parallel.", "data.workers")

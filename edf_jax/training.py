@@ -24,6 +24,10 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 # stored images [b, H, W, C] -> normalised inputs
 Prepare = Callable[[jax.Array], jax.Array]
+# augmented inputs [b, H, W, C] -> their targets [b, ...]
+Teach = Callable[[jax.Array], jax.Array]
+# (all images, all targets, epoch) -> images [n, H, W, C] and targets [n, ...] in the order shown
+View = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class TrainState(NamedTuple):
@@ -60,6 +64,8 @@ class Recipe:
         prepare: from images as stored (uint8, say) to the network's inputs.
         batch: the batches' size; the last of an epoch may be smaller.
         gsam: None for plain gradients.
+        teach: makes the targets of augmented inputs, in place of the stored ones.
+        mixes: whether `augment` mixes the images of a batch, so that none may be padding.
     """
 
     network: Network
@@ -69,6 +75,8 @@ class Recipe:
     prepare: Prepare
     batch: int
     gsam: Gsam | None = None
+    teach: Teach | None = None
+    mixes: bool = False
 
 
 def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -77,6 +85,30 @@ def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTrans
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.trace(momentum) if momentum else optax.identity(),
     )
+
+
+def adamw(
+    network: Network, weight_decay: float, *, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
+    """PyTorch's AdamW as a direction, without the rate; only kernels decay.
+
+    References:
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (1711.05101), algorithm 2.
+    """
+
+    def decay(updates, theta):
+        return updates + weight_decay * _kernels(network, theta)
+
+    return optax.chain(optax.scale_by_adam(b1, b2, eps=1e-8), optax.stateless(decay))
+
+
+def _kernels(network: Network, theta: jax.Array) -> jax.Array:
+    """`theta` with everything but the kernels of convolutions and linear layers set to zero."""
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path[-1].key == "kernel" else jnp.zeros_like(leaf),
+        network.unravel(theta),
+    )
+    return network.ravel(params)
 
 
 def initial_state(recipe: Recipe, key: jax.Array) -> TrainState:
@@ -97,6 +129,8 @@ def train_step(
     """One step on one batch; returns the new state and the loss before it."""
     augment_key, network_key = jax.random.split(key)
     inputs = recipe.augment(augment_key, recipe.prepare(images))
+    if recipe.teach is not None:
+        targets = recipe.teach(inputs)
 
     def loss(theta):
         logits, batch_stats = recipe.network.apply_and_update(
@@ -147,14 +181,14 @@ def train_epoch(
         indices, mask, key = batch
         return train_step(recipe, state, images[indices], targets[indices], mask, key, rate)
 
-    if remainder and not recipe.network.has_batch_stats:
+    if remainder and not (recipe.network.has_batch_stats or recipe.mixes):
         # Padded and masked, so that one program serves all batches.
         filling = size - remainder
         indices = jnp.pad(order, (0, filling)).reshape(steps, size)
         mask = (jnp.arange(steps * size) < order.size).reshape(steps, size)
         state, losses = lax.scan(step, state, (indices, mask, keys))
         return state, jnp.mean(losses)
-    # Padding would enter batch statistics, so the remainder is a step of its own.
+    # Padding would enter batch statistics and mixtures: the remainder is a step of its own.
     whole = order[: full * size].reshape(full, size)
     state, losses = lax.scan(step, state, (whole, None, keys[:full]))
     if remainder:
@@ -181,11 +215,22 @@ def train_epochs(
     recipe: Recipe,
     state: TrainState,
     images: jax.Array,
-    targets: jax.Array,
+    targets: Any,
     epochs: Epochs,
     key: jax.Array,
+    *,
+    view: View | None = None,
 ) -> tuple[TrainState, jax.Array]:
-    """Several shuffled passes over all examples in one compiled loop.
+    """Several passes over all examples in one compiled loop.
+
+    Args:
+        recipe: how to train.
+        state: the network.
+        images: `[n, H, W, C]`, as stored.
+        targets: `[n, ...]`, or whatever `view` takes.
+        epochs: which epochs, at which rates.
+        key: of the whole training.
+        view: what an epoch shows and in which order, where it isn't all examples shuffled.
 
     Returns:
         The trained state and the mean loss of each epoch `[E]`.
@@ -196,9 +241,14 @@ def train_epochs(
         order_key, step_key = jax.random.split(jax.random.fold_in(key, index))
         fresh = recipe.optimiser.init(state.theta)
         optimiser = jax.tree.map(lambda a, b: jnp.where(restart, a, b), fresh, state.optimiser)
-        order = jax.random.permutation(order_key, targets.shape[0])
+        if view is None:
+            shown = images, targets
+            order = jax.random.permutation(order_key, targets.shape[0])
+        else:
+            shown = view(images, targets, index)
+            order = jnp.arange(len(shown[0]))
         return train_epoch(
-            recipe, state._replace(optimiser=optimiser), images, targets, order, step_key, rate
+            recipe, state._replace(optimiser=optimiser), *shown, order, step_key, rate
         )
 
     return lax.scan(epoch, state, epochs)

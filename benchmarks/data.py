@@ -7,7 +7,8 @@ Ours runs threads, writes the result to disk with checksums and reads it back; t
 torch.utils.data.DataLoader with worker processes (what torchvision's ImageFolder does) and keeps
 the images in memory. Each runs in a process of its own, in turn, so that a busy machine is busy for
 both. Imports are not counted. The last line is `BENCH {json}`: seconds (medians), the ratio of the
-other to ours (above 1: ours is faster) and the peak memory of ours in MiB.
+other to ours (above 1: ours is faster), the same of CPU time, which other work on the machine
+disturbs less, and the peak memory of ours in MiB.
 """
 
 from __future__ import annotations
@@ -111,11 +112,18 @@ def child(which: str, root: pathlib.Path) -> None:
     else:
         import PIL.Image  # noqa: F401
         import torch  # noqa: F401
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), cpu_seconds()
     images = {"ours": ours, "pytorch": pytorch}[which](root)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mib": peak, "pixels": int(images.sum())}))
+    result = {"seconds": seconds, "cpu": cpu_seconds() - start_cpu, "peak_mib": peak}
+    print(json.dumps(result | {"pixels": int(images.sum())}))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of the children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main() -> None:
@@ -132,22 +140,32 @@ def main() -> None:
         root = pathlib.Path(folder) / "images"
         write_images(root, arguments.images)
         results = {"ours": [], "pytorch": []}
-        print(f"{arguments.images} JPEGs of {SIDE}x{SIDE} to {RESOLUTION}x{RESOLUTION}, "
-              f"{WORKERS} workers, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        print(f"{arguments.images} JPEGs of {SIDE}x{SIDE} to {RESOLUTION}x{RESOLUTION}")
+        print(f"{WORKERS} workers, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         for repeat in range(arguments.repeats):
             for which in results:
                 command = [sys.executable, __file__, f"--child={which}", f"--root={root}"]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 results[which].append(json.loads(output.stdout.splitlines()[-1]))
-            row = "  ".join(f"{w} {r[-1]['seconds']:6.2f} s" for w, r in results.items())
-            print(f"run {repeat + 1}:  {row}")
+            row = "  ".join(
+                f"{which} {rows[-1]['seconds']:6.2f} s, {rows[-1]['cpu']:6.2f} s of CPU"
+                for which, rows in results.items()
+            )
+            print(f"run {repeat + 1}:  {row}", flush=True)
     assert len({r["pixels"] for rows in results.values() for r in rows}) == 1, "pixels differ"
-    seconds = {w: statistics.median(r["seconds"] for r in rows) for w, rows in results.items()}
+    ours_seconds, other_seconds, ours_cpu, other_cpu = (
+        statistics.median(row[what] for row in results[which])
+        for what in ("seconds", "cpu")
+        for which in ("ours", "pytorch")
+    )
     summary = {
         "images": arguments.images,
-        "ours_seconds": round(seconds["ours"], 3),
-        "pytorch_seconds": round(seconds["pytorch"], 3),
-        "ratio": round(seconds["pytorch"] / seconds["ours"], 3),
+        "ours_seconds": round(ours_seconds, 3),
+        "pytorch_seconds": round(other_seconds, 3),
+        "ratio": round(other_seconds / ours_seconds, 3),
+        "ours_cpu_seconds": round(ours_cpu, 3),
+        "pytorch_cpu_seconds": round(other_cpu, 3),
+        "cpu_ratio": round(other_cpu / ours_cpu, 3),
         "ours_peak_mib": round(max(r["peak_mib"] for r in results["ours"])),
     }
     print("BENCH " + json.dumps(summary))

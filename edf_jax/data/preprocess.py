@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +31,7 @@ from edf_jax.errors import UserError
 VERSION = 1  # part of the key: raise it when the same settings give other pixels
 _CHUNK_BYTES = 1 << 25
 _CHUNK_IMAGES = 512
+_GROUP = 8  # images that a worker decodes before it hands them over
 _SHOWN = 3
 
 
@@ -68,24 +70,23 @@ def prepare(
     cache_dir.mkdir(parents=True, exist_ok=True)
     with open(_beside(base, ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
-        split = _read(base, key)
-        if split is None:
+        if not _is_intact(base, key):
             _make(base, key, listing, settings, workers, progress)
-            split = _read(base, key)
         elif progress is not None:
             progress(len(listing))
-    if split is None:
-        raise UserError(f"{base}.npy changed right after it was written; is the disk failing?")
-    lost = np.setdiff1d(listing.labels, split.labels)
+    images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
+    labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
+    record = json.loads(_beside(base, ".json").read_text())
+    _tell(base.name, len(listing), record)
+    lost = np.setdiff1d(listing.labels, labels)
     if len(lost):
-        unreadable = json.loads(_beside(base, ".json").read_text())["left_out"]
-        first = next(i for i, label in enumerate(listing.labels) if label == lost[0])
-        why = dict(unreadable).get(listing.name(first), "unreadable")
+        first = int(np.argmax(listing.labels == lost[0]))
+        why = dict(record["left_out"])[listing.name(first)]
         raise UserError(
             f"{name}: no image of class {class_names[lost[0]]} can be read, for example "
             f"{listing.name(first)} ({why})."
         )
-    return split
+    return Split(images, labels)
 
 
 def split_key(listing: Listing, settings: ImageSettings) -> str:
@@ -98,7 +99,7 @@ def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterato
     import grain
 
     threads = workers or len(os.sched_getaffinity(0))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.source(items).map(function).to_iter_dataset(options))
 
 
@@ -111,11 +112,11 @@ def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> 
     os.replace(temporary, path)
 
 
-def _read(base: pathlib.Path, key: str) -> Split | None:
-    """The prepared split, or None where it is not there or damaged (with a warning)."""
+def _is_intact(base: pathlib.Path, key: str) -> bool:
+    """Whether the prepared split is there; damaged, it loses its record, with a warning."""
     record = _beside(base, ".json")
     if not record.exists():
-        return None
+        return False
     try:
         content = json.loads(record.read_text())
         labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
@@ -131,19 +132,17 @@ def _read(base: pathlib.Path, key: str) -> Split | None:
     if not intact:
         warnings.warn(f"{base}.npy is damaged; it is made again.", stacklevel=2)
         record.unlink()
-        return None
-    _tell(base.name, len(labels) + len(content["left_out"]), content)
-    return Split(np.load(_beside(base, ".npy"), mmap_mode="r"), labels)
+    return intact
 
 
 def _beside(base: pathlib.Path, suffix: str) -> pathlib.Path:
     return base.with_name(base.name + suffix)
 
 
-def _tell(name: str, total: int, content: dict) -> None:
+def _tell(name: str, total: int, record: dict) -> None:
     for entries, what in (
-        (content["left_out"], "cannot be read and are left out"),
-        (content["remarks"], "are used in part"),
+        (record["left_out"], "cannot be read and are left out"),
+        (record["remarks"], "are used in part"),
     ):
         if entries:
             shown = "; ".join(f"{image} ({why})" for image, why in entries[:_SHOWN])
@@ -179,8 +178,12 @@ def _make(base, key, listing: Listing, settings: ImageSettings, workers, progres
         if chunks and progress is not None:
             progress(sum(min(rows, len(listing) - start) for start in chunks))
         missing = [start for start in range(0, len(listing), rows) if start not in chunks]
-        wanted = [i for start in missing for i in range(start, min(start + rows, len(listing)))]
-        decoded = in_workers(lambda i: _decode_one(listing, i, settings), wanted, workers)
+        decoded = _decode_all(
+            listing,
+            [i for start in missing for i in range(start, min(start + rows, len(listing)))],
+            settings,
+            workers,
+        )
         with open(_beside(base, ".journal"), "a") as journal:
             for start in missing:
                 stop = min(start + rows, len(listing))
@@ -227,6 +230,15 @@ def _finished_chunks(base: pathlib.Path, key: str, images: RowFile, rows: int) -
         except (ValueError, KeyError, TypeError):
             continue  # the line that was being written when the process was killed
     return finished
+
+
+def _decode_all(listing: Listing, wanted: list[int], settings: ImageSettings, workers) -> Iterator:
+    groups = [wanted[first : first + _GROUP] for first in range(0, len(wanted), _GROUP)]
+
+    def decode_group(group: list[int]):
+        return [_decode_one(listing, i, settings) for i in group]
+
+    return itertools.chain.from_iterable(in_workers(decode_group, groups, workers))
 
 
 def _decode_one(listing: Listing, i: int, settings: ImageSettings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edf_jax import augment
@@ -26,11 +26,15 @@ __all__ = [
     "resolve",
     "set_keys",
     "unknown_key",
+    "use_method",
 ]
 
 
 def default_config(**values: Any):
-    """A config with every default, and dotted keys set: `default_config(**{"distill.ipc": 1})`."""
+    """A config with every default, and dotted keys set: `default_config(**{"distill.ipc": 1})`.
+
+    A `method` comes with its own numbers, unless they are given too.
+    """
     import ml_collections
 
     config = ml_collections.ConfigDict()
@@ -39,8 +43,26 @@ def default_config(**values: Any):
         if group and group not in config:
             config[group] = ml_collections.ConfigDict()
         (config[group] if group else config)[leaf] = key.default
+    if "method" in values:
+        use_method(config, values["method"])
     set_keys(config, values)
     return config
+
+
+def use_method(config, method: str, given: Collection[str] = ()) -> None:
+    """Sets a config's method, and the numbers that come with it.
+
+    Args:
+        config: changed in place; its parts are left to `resolve`.
+        method: a name in `METHODS`; another name is set as it is, for `resolve` to refuse.
+        given: dotted keys whose values stand, whatever the method says.
+    """
+    set_keys(config, {"method": method})
+    own = METHODS.get(method, {})
+    set_keys(
+        config,
+        {k: v for k, v in own.items() if SCHEMA[k].default != AUTO and k not in given},
+    )
 
 
 def set_keys(config, values: Mapping[str, Any]) -> None:
@@ -101,11 +123,15 @@ def parse_variant(text: str, variants: Mapping[str, Mapping[str, Any]], config_n
         known = ", ".join(list(variants)[:12]) + (" ..." if len(variants) > 12 else "")
         raise UserError(f"configs/{config_name}.py has no variant {name!r} (it has {known}){hint}")
     config = default_config(**variants[name])
+    values = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"config variant {text!r}: write {pair!r} as key=value")
-        set_keys(config, {key: _parse_value(key, value)})
+        values[key] = _parse_value(key, value)
+    if "method" in values:
+        use_method(config, values["method"], given=values)
+    set_keys(config, values)
     return config
 
 

@@ -94,32 +94,52 @@ def _share(default: float, meaning: str, source: str = _OURS) -> Key:
     return Key(default, meaning, source, at_least=0, below=1)
 
 
-# What a method of the family is: the parts of the loop it chooses.
-METHODS: dict[str, dict[str, str]] = {
-    "mtt": {
-        "experts.optimizer": "sgd",
-        "distill.start_schedule": "fixed",
-        "distill.loss_mask": "none",
-        "distill.labels": "hard",
-        "distill.pixel_weight": "none",
-        "distill.gradient": "exact",
-        "distill.init": "real",
-    },
+# What the methods of the family are: the parts of the loop that each chooses, and the numbers that
+# come with it. A part stands where a config says 'auto'; a number stands unless the user gives
+# another (`config.use_method`).
+_HARD_LABELS: dict[str, Any] = {
+    "experts.optimizer": "sgd",
+    "experts.schedule": "all",
+    "augment.crop_ratio": 0.125,
+    "distill.start_schedule": "fixed",
+    "distill.min_start_epoch": 0,
+    "distill.threshold": 0.0,
+    "distill.loss_mask": "none",
+    "distill.labels": "hard",
+    "distill.pixel_weight": "none",
+    "distill.gradient": "exact",
+    "distill.init": "real",
 }
-METHODS["tesla"] = {**METHODS["mtt"], "distill.labels": "soft_fixed", "distill.gradient": "tesla"}
-METHODS["ftd"] = {**METHODS["mtt"], "experts.optimizer": "gsam"}
-METHODS["datm"] = {
-    **METHODS["ftd"],
+_LEARNED_LABELS: dict[str, Any] = {
+    "experts.optimizer": "gsam",
+    "experts.schedule": "all",
     "distill.start_schedule": "sequential",
+    "distill.loss_mask": "none",
     "distill.labels": "soft_learned",
+    "distill.pixel_weight": "none",
+    "distill.gradient": "exact",
     "distill.init": "predicted_correctly",
 }
-METHODS["edf"] = {**METHODS["datm"], "distill.loss_mask": "cpd", "distill.pixel_weight": "dae"}
+METHODS: dict[str, dict[str, Any]] = {
+    "mtt": {**_HARD_LABELS, "evaluate.batch": 256},
+    "tesla": {
+        **_HARD_LABELS,
+        "distill.labels": "soft_target",
+        "distill.gradient": "tesla",
+        "evaluate.batch": 256,
+    },
+    "ftd": {**_HARD_LABELS, "experts.optimizer": "gsam", "distill.average": 0.9995},
+    "datm": _LEARNED_LABELS,
+    "pad": {**_LEARNED_LABELS, "experts.schedule": "pad", "distill.loss_mask": "deep_layers"},
+    "edf": {**_LEARNED_LABELS, "distill.loss_mask": "cpd", "distill.pixel_weight": "dae"},
+}
 
 
 _RUN = {
     "seed": Key(0, "fixes everything random", at_least=0, below=2**31),
-    "method": Key("edf", "fills every part that is 'auto'", choices=tuple(METHODS)),
+    "method": Key(
+        "edf", "fills every part that is 'auto', and sets its own numbers", choices=tuple(METHODS)
+    ),
     "published": Key(
         False, "whether the settings were published for this dataset and IPC (a label for people)"
     ),
@@ -197,6 +217,19 @@ _EXPERTS = {
     "experts.momentum": _share(0.0, "SGD momentum", _EDF),
     "experts.weight_decay": Key(0.0, "SGD weight decay", _EDF, at_least=0),
     "experts.optimizer": Key(AUTO, "the step", "the method", (AUTO, "sgd", "gsam")),
+    "experts.schedule": Key(
+        AUTO,
+        "training images of each epoch: all, or PAD's from easy to hard",
+        "the method",
+        (AUTO, "all", "pad"),
+    ),
+    "experts.difficulty": Key(
+        "grand", "pad: the score that images are ordered by", "PAD (2408.03360)", ("grand", "el2n")
+    ),
+    "experts.difficulty_networks": Key(
+        5, "pad: networks that the score is averaged over", at_least=1
+    ),
+    "experts.difficulty_epochs": Key(10, "pad: epochs that they are trained", at_least=0),
     "experts.rho": Key(0.01, "GSAM's ascent radius", _EDF, at_least=0),
     "experts.gsam_alpha": Key(0.3, "GSAM's alpha", _EDF, at_least=0),
     "experts.adaptive": Key(True, "GSAM's ascent scaled by the weights", _EDF),
@@ -205,7 +238,15 @@ _EXPERTS = {
     "experts.keep": Key(
         "all", "snapshots kept on disk: all epochs, or those needed", choices=("all", "needed")
     ),
-    "experts.dir": Key("", "a store of experts to share; '' is in the run's folder"),
+    "experts.seed": Key(
+        -1, "fixes the experts alone; -1 is the run's seed", at_least=-1, below=2**31
+    ),
+    "experts.dir": Key(
+        "", "a store of experts, or a folder that holds many; '' is in the run's folder"
+    ),
+    "experts.share": Key(
+        True, "take finished experts of runs in the same folder where they are the same"
+    ),
 }
 
 _DISTILL = {
@@ -245,13 +286,21 @@ _DISTILL = {
         0.5, "deep_layers' share of first parameters left out", "PAD (2408.03360)"
     ),
     "distill.labels": Key(
-        AUTO, "what labels are", "the method", (AUTO, "hard", "soft_fixed", "soft_learned")
+        AUTO,
+        "what labels are; soft_target: what the matched snapshot says of the images",
+        "the method",
+        (AUTO, "hard", "soft_fixed", "soft_target", "soft_learned"),
     ),
     "distill.pixel_weight": Key(
         AUTO, "weight of pixel gradients", "the method", (AUTO, "none", "dae")
     ),
     "distill.gradient": Key(
         AUTO, "through the student's steps", "the method", (AUTO, "exact", "tesla")
+    ),
+    "distill.average": _share(
+        0.0,
+        "decay of the images' moving average, evaluated beside them; 0 is none",
+        "FTD (2211.11004)",
     ),
     "distill.init": Key(
         AUTO,

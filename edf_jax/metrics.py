@@ -1,16 +1,19 @@
 """What a run measures: `metrics.jsonl`, TensorBoard events and, if asked for, Weights & Biases.
 
-A row of metrics.jsonl is one event: `{"stage", "step", "time", ...scalars}`. `metrics.jsonl` is
-the record, which figures and the report are drawn from; the others are copies for watching.
+A row of metrics.jsonl is one event: `{"stage", "step", "time", ...scalars, "check"}`, where `check`
+is a checksum of all but the time. `metrics.jsonl` is the record, which figures and the report are
+drawn from; the others are copies for watching.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import secrets
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import numpy as np
 from edf_jax.errors import UserError
 
 _FILE = "metrics.jsonl"
+_log = logging.getLogger(__name__)
 # A killed run's events of the last seconds are missing from TensorBoard, not from metrics.jsonl.
 _TENSORBOARD_FLUSH_SECONDS = 10
 
@@ -36,7 +40,9 @@ class MetricsWriter:
         wandb_project: str | None = None,
         config: dict[str, Any] | None = None,
     ):
-        """Opens the run's metrics; a last line torn by a kill is dropped.
+        """Opens the run's metrics.
+
+        A last line torn by a kill is dropped, other damaged lines with a warning.
 
         Args:
           workdir: the run's folder; made if missing.
@@ -51,7 +57,7 @@ class MetricsWriter:
         self._workdir = Path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._path = self._workdir / _FILE
-        _drop_torn_line(self._path)
+        _drop_damaged_lines(self._path)
         self._file = open(self._path, "a", buffering=1, encoding="utf-8")
         self._tensorboard = tensorboard
         self._events: dict[str, Any] = {}
@@ -75,7 +81,7 @@ class MetricsWriter:
         """
         values = {name: _plain(value) for name, value in scalars.items()}
         row = {"stage": stage, "step": int(step), "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.write(json.dumps({**row, "check": _check(row)}, allow_nan=False) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, (bool, int, float))}
         for name, value in numbers.items():
             if self._tensorboard:
@@ -103,18 +109,24 @@ class MetricsWriter:
         if flat.size:
             self._writer(stage).add_histogram(f"{stage}/{name}", flat, step)
 
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's rows so far, as `read_metrics` reads them."""
+        return read_metrics(self._workdir, stage)
+
+    def sync(self) -> None:
+        """Returns when all rows are on the disk itself."""
+        os.fsync(self._file.fileno())
+
     def truncate_after(self, stage: str, step: int) -> None:
         """Takes back `stage`'s rows of later steps: a run resumed there makes them again."""
         self._file.close()
         kept, last = [], -1
-        for row in read_metrics(self._workdir):
+        for line, row in _read(self._path)[0]:
             if row["stage"] == stage:
                 last = max(last, row["step"])
             if row["stage"] != stage or row["step"] <= step:
-                kept.append(json.dumps(row) + "\n")
-        temporary = self._path.with_name(_FILE + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+                kept.append(line)
+        _replace(self._path, kept)
         self._file = open(self._path, "a", buffering=1, encoding="utf-8")
         # W&B cannot take rows back: those it has are not sent a second time.
         self._wandb_sent[stage] = last
@@ -152,35 +164,65 @@ def read_metrics(workdir: str | Path, stage: str | None = None) -> list[dict[str
     """The rows of a run's metrics.jsonl, all or one stage's, in the order they were written.
 
     Returns:
-      A list of dicts; empty where there is no file. A torn last line is left out.
+      A list of dicts without `check`; empty where there is no file. A torn last line is left out,
+      and so are damaged ones, with a warning.
     """
-    path = Path(workdir) / _FILE
+    rows, damaged = _read(Path(workdir) / _FILE)
+    if damaged:
+        _log.warning("%s", _about_damage(Path(workdir) / _FILE, damaged))
+    return [row for _, row in rows if stage in (None, row["stage"])]
+
+
+def _read(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
+    """Whole lines with their rows, and the numbers (from 1) of lines that are damaged."""
     if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+        return [], []
+    rows, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         row = _parse(line)
-        if row is not None and stage in (None, row["stage"]):
-            rows.append(row)
-    return rows
+        if row is None:
+            damaged.append(number)
+        else:
+            rows.append((line, row))
+    return rows, damaged
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+        check = row.pop("check", None)
+        intact = {"stage", "step"} <= row.keys() and check in (None, _check(row))
+    except (ValueError, AttributeError, TypeError):
         return None
-    return row if isinstance(row, dict) and {"stage", "step"} <= row.keys() else None
+    return row if intact else None
 
 
-def _drop_torn_line(path: Path) -> None:
+def _check(row: dict[str, Any]) -> str:
+    """Checksum of a row without its time, which differs where everything else is the same."""
+    content = {name: value for name, value in row.items() if name != "time"}
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _about_damage(path: Path, damaged: list[int]) -> str:
+    lines = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
+    return f"{path}: {len(damaged)} damaged rows are left out (line {lines})"
+
+
+def _drop_damaged_lines(path: Path) -> None:
     if not path.exists():
         return
-    with open(path, "rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            file.truncate(end)
+    rows, damaged = _read(path)
+    torn = not path.read_bytes().endswith(b"\n")
+    if damaged:
+        _log.warning("%s", _about_damage(path, damaged))
+    if damaged or torn:
+        _replace(path, [line for line, _ in rows])
+
+
+def _replace(path: Path, lines: list[bytes]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(b"".join(line + b"\n" for line in lines))
+    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

@@ -27,6 +27,7 @@ def test_each_event_is_a_row_of_json_on_disk_at_once(tmp_path):
         (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line)
     assert row.pop("time") > 1e9
+    assert len(row.pop("check")) == 8
     assert row == {"stage": "distill", "step": 3, "loss": 0.5, "skipped": True, "expert": 7}
 
 
@@ -51,6 +52,23 @@ def test_a_line_torn_by_a_kill_is_dropped(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as metrics:
         metrics.write(1, "distill", loss=0.5)
     assert [row["loss"] for row in _rows(tmp_path)] == [1.0, 0.5]
+
+
+def test_a_changed_row_is_left_out_with_a_warning(tmp_path, caplog):
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        for step in range(3):
+            metrics.write(step, "distill", loss=0.25, skipped=False)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (lines[1].replace("0.25", "0.26"), lines[1].replace('"step"', '"stop"'), "x\n"):
+        path.write_text(lines[0] + damaged + lines[2])
+        caplog.clear()
+        assert [row["step"] for row in read_metrics(tmp_path)] == [0, 2]
+        assert "1 damaged rows are left out (line 2)" in caplog.text
+    caplog.clear()
+    MetricsWriter(tmp_path, tensorboard=False).close()
+    assert "line 2" in caplog.text
+    assert path.read_text() == lines[0] + lines[2]
 
 
 def test_a_resumed_run_rewrites_exactly_the_rows_after_its_checkpoint(tmp_path):

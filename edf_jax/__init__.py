@@ -1,1 +1,26 @@
-"""Dataset distillation by trajectory matching, in JAX."""
+"""Dataset distillation by trajectory matching, in JAX.
+
+`edf_jax.load(path)` reads a distilled set. Importing the package alone imports nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edf_jax.synthetic import DistilledSet as DistilledSet
+    from edf_jax.synthetic import load as load
+
+_FROM_SYNTHETIC = ("DistilledSet", "load")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_SYNTHETIC:
+        from edf_jax import synthetic
+
+        return getattr(synthetic, name)
+    raise AttributeError(f"module 'edf_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FROM_SYNTHETIC])

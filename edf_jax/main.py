@@ -11,7 +11,7 @@ import logging
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -48,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    values = _parse(argv)
+    values = parse(argv, _define_flags)
     from edf_jax.config import resolve
 
+    if values.dry_run not in ("", "plan", "compile"):
+        raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
     config = resolve(values.config)
     workdir = pathlib.Path(values.workdir or _default_workdir(values))
     if values.dry_run:
@@ -85,17 +87,7 @@ def _print_result(result: dict) -> None:
     print("RESULT " + json.dumps(line), flush=True)
 
 
-def _parse(argv: list[str]) -> flags.FlagValues:
-    """Our flags, every fault of theirs a `UserError`.
-
-    absl by itself prints a traceback for an unknown config key.
-    """
-    from ml_collections import config_flags
-
-    from edf_jax.config import unknown_key
-
-    values = flags.FlagValues()
-    argv = [argv[0], *(_found_config(flag) for flag in argv[1:])]
+def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
     flags.DEFINE_enum(
         "stage",
@@ -105,7 +97,29 @@ def _parse(argv: list[str]) -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_string("dry_run", "", "print the plan", flag_values=values)
-    config_flags.DEFINE_config_file("config", flag_values=values)
+
+
+def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """A command's flags and `--config`, every fault of theirs a `UserError`.
+
+    absl by itself prints a traceback for an unknown config key.
+
+    Args:
+        argv: with the program's name first.
+        define: adds the command's own flags.
+
+    Returns:
+        The flags; `config` is not resolved yet, but has the numbers of its method.
+    """
+    from ml_collections import config_flags
+
+    from edf_jax.config import unknown_key, use_method
+
+    values = flags.FlagValues()
+    argv = [argv[0], *(_found_config(flag) for flag in argv[1:])]
+    define(values)
+    own = [*values]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     argv = ["--dry_run=plan" if flag in ("--dry_run", "-dry_run") else flag for flag in argv]
     if not any(flag.lstrip("-").startswith("config=") for flag in argv[1:]):
         raise UserError("give --config=configs/FILE.py:VARIANT (see --help)")
@@ -117,7 +131,7 @@ def _parse(argv: list[str]) -> flags.FlagValues:
         name = error.flagname
         if name.startswith("config."):
             raise UserError(unknown_key(name.removeprefix("config."))) from None
-        near = difflib.get_close_matches(name, ["config", "workdir", "stage", "dry_run"], 1)
+        near = difflib.get_close_matches(name, ["config", *own], 1)
         hint = f"; did you mean --{near[0]}?" if near else " (see --help)"
         raise UserError(f"there is no flag --{name}{hint}") from None
     except KeyError as error:
@@ -126,9 +140,15 @@ def _parse(argv: list[str]) -> flags.FlagValues:
         raise UserError(str(error) or type(error).__name__) from None
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag (see --help)")
-    if values.dry_run not in ("", "plan", "compile"):
-        raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
+    if "method" in values["config"].override_values:
+        use_method(values.config, values.config.method, given=given_keys(values))
     return values
+
+
+def given_keys(values: flags.FlagValues) -> set[str]:
+    """The config keys that the user gave, in the variant or as flags."""
+    _, *pairs = values["config"].config_filename.partition(":")[2].split(",")
+    return {pair.partition("=")[0] for pair in pairs} | set(values["config"].override_values)
 
 
 def _found_config(flag: str) -> str:

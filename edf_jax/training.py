@@ -157,6 +157,8 @@ def train_epoch(
     order: jax.Array,
     key: jax.Array,
     rate: jax.Array,
+    *,
+    count: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One pass over the examples.
 
@@ -168,26 +170,36 @@ def train_epoch(
         order: `[n]`, a permutation (or any choice) of positions; cut into batches from the front.
         key: for augmentation and the network's own randomness.
         rate: the learning rate, a scalar.
+        count: how many of `order`, from its front, the pass is over; all where None. It may be
+            traced, so that one program serves passes of any length.
 
     Returns:
         The trained state and the mean loss over batches.
+
+    Raises:
+        ValueError: `count` is given, but batches of this recipe can't be padded.
     """
     size = min(recipe.batch, order.size)
     full, remainder = divmod(order.size, size)
     steps = full + bool(remainder)
     keys = jax.random.split(key, steps)
+    pads = not (recipe.network.has_batch_stats or recipe.mixes)
+    if count is not None and not pads:
+        raise ValueError("with batch norm or mixtures, cut `order` instead of giving `count`")
 
     def step(state, batch):
         indices, mask, key = batch
         return train_step(recipe, state, images[indices], targets[indices], mask, key, rate)
 
-    if remainder and not (recipe.network.has_batch_stats or recipe.mixes):
+    if pads and (remainder or count is not None):
         # Padded and masked, so that one program serves all batches.
-        filling = size - remainder
-        indices = jnp.pad(order, (0, filling)).reshape(steps, size)
-        mask = (jnp.arange(steps * size) < order.size).reshape(steps, size)
-        state, losses = lax.scan(step, state, (indices, mask, keys))
-        return state, jnp.mean(losses)
+        indices = jnp.pad(order, (0, steps * size - order.size)).reshape(steps, size)
+        counted = order.size if count is None else count
+        mask = (jnp.arange(steps * size) < counted).reshape(steps, size)
+        if count is None:
+            state, losses = lax.scan(step, state, (indices, mask, keys))
+            return state, jnp.mean(losses)
+        return _first_batches(step, state, (indices, mask, keys), -(-count // size))
     # Padding would enter batch statistics and mixtures: the remainder is a step of its own.
     whole = order[: full * size].reshape(full, size)
     state, losses = lax.scan(step, state, (whole, None, keys[:full]))
@@ -195,6 +207,19 @@ def train_epoch(
         state, last = step(state, (order[full * size :], None, keys[full]))
         losses = jnp.append(losses, last)
     return state, jnp.mean(losses)
+
+
+def _first_batches(step, state, batches, used: jax.Array) -> tuple[TrainState, jax.Array]:
+    """The first `used` of the batches, as `lax.scan` would take all; and their mean loss."""
+
+    def body(index, carry):
+        state, total = carry
+        state, loss = step(state, jax.tree.map(lambda x: x[index], batches))
+        return state, total + loss
+
+    zero = jnp.zeros((), state.theta.dtype)
+    state, total = lax.fori_loop(0, used, body, (state, zero))
+    return state, total / used
 
 
 class Epochs(NamedTuple):

@@ -184,10 +184,12 @@ def _make(base, key, listing: Listing, settings: ImageSettings, workers, progres
             settings,
             workers,
         )
+        buffer = np.empty((rows, *shape), np.uint8)
         with open(_beside(base, ".journal"), "a") as journal:
             for start in missing:
                 stop = min(start + rows, len(listing))
-                filled, left_out, remarks = _fill(decoded, start, stop, shape, listing, progress)
+                filled = buffer[: stop - start]
+                left_out, remarks = _fill(filled, decoded, start, listing, progress)
                 images.write(start, filled)
                 chunk = _Chunk(start, digest(filled), left_out, remarks)
                 # A killed process may have left half a line.
@@ -260,26 +262,27 @@ def _image_shape(listing: Listing, settings: ImageSettings) -> tuple[int, int, i
     return 1, 1, settings.channels
 
 
-def _fill(decoded: Iterator, start, stop, shape, listing: Listing, progress):
-    """Images `[stop - start, H, W, C]`, zeros where one is unreadable; left out; remarks."""
-    images = np.zeros((stop - start, *shape), np.uint8)
+def _fill(images: np.ndarray, decoded: Iterator, start: int, listing: Listing, progress):
+    """Fills `[k, H, W, C]`, with zeros where one is unreadable; returns left out, remarks."""
     left_out, remarks = [], []
-    for i in range(start, stop):
+    for row in range(len(images)):
+        i = start + row
         pixels, remark = next(decoded)
         if pixels is None:
+            images[row] = 0
             left_out.append((i, remark))
-        elif pixels.shape != shape:
+        elif pixels.shape != images.shape[1:]:
             raise UserError(
                 f"Images differ in size: {listing.name(i)} is {list(pixels.shape)}, the first "
-                f"{list(shape)}; set data.resolution."
+                f"{list(images.shape[1:])}; set data.resolution."
             )
         else:
-            images[i - start] = pixels
+            images[row] = pixels
             if remark:
                 remarks.append((i, remark))
         if progress is not None:
             progress(1)
-    return images, left_out, remarks
+    return left_out, remarks
 
 
 def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_Chunk]) -> None:

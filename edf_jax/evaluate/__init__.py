@@ -1,5 +1,6 @@
 """Training from scratch on a distilled set, and what to hold its accuracy against."""
 
-from edf_jax.evaluate.plain import Accuracies, Evaluator
+from edf_jax.evaluate.plain import Evaluator
+from edf_jax.evaluate.statistics import Accuracies
 
 __all__ = ["Accuracies", "Evaluator"]

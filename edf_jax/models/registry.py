@@ -246,6 +246,16 @@ def network_names() -> tuple[str, ...]:
     return _NAMES
 
 
+def open_options(name: str) -> tuple[str, ...]:
+    """`build_network`'s options that the network takes and its name leaves open.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    family, settings = _parse(name)
+    return tuple(option for option in family.options if option not in settings)
+
+
 def build_network(
     name: str,
     *,

@@ -1,0 +1,273 @@
+"""The teacher of the protocols that have one: a network trained on the real data, or imported.
+
+A trained teacher is kept by the hash of everything that decides its numbers, and used again by
+every run that asks for the same. Its file is a state dict in PyTorch's names and layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import losses, randomness, storage, training
+from edf_jax.data import Dataset
+from edf_jax.data.normalisation import default_cache_dir
+from edf_jax.errors import UserError
+from edf_jax.evaluate import views
+from edf_jax.evaluate.networks import find_network
+from edf_jax.experts import on_device
+from edf_jax.metrics import MetricsWriter
+from edf_jax.models import Network, torch_layout
+from edf_jax.progress import Progress
+
+FORMAT = "edf_jax teacher 1"
+_SECONDS_BETWEEN_SAVES = 30.0
+# What doesn't decide a trained teacher's numbers.
+_FREE = ("teacher.weights", "teacher.dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A network that labels images.
+
+    Attributes:
+        network: the architecture.
+        theta: `[P]`.
+        batch_stats: {} where it has none.
+        name: which one it is, for people.
+        digest: of its parameters and statistics.
+        accuracy: on the real test images, in percent.
+    """
+
+    network: Network
+    theta: jax.Array
+    batch_stats: Any
+    name: str
+    digest: str
+    accuracy: float
+
+    @property
+    def arrays(self) -> tuple[jax.Array, Any]:
+        """What `logits` computes with; an argument of compiled functions."""
+        return self.theta, self.batch_stats
+
+    def logits(self, arrays: tuple[jax.Array, Any], inputs: jax.Array) -> jax.Array:
+        """`[n, C]` of normalised inputs `[n, H, W, C]`."""
+        theta, batch_stats = arrays
+        return training.predict(self.network, theta, batch_stats, inputs, lambda x: x)
+
+    def record(self) -> dict[str, Any]:
+        """What to say of it beside a number."""
+        return {"name": self.name, "digest": self.digest, "accuracy": self.accuracy}
+
+
+def teacher_network(config, info) -> Network:
+    """The teacher's architecture: `teacher.network`, with batch norm unless its name says another.
+
+    References:
+        RDED (2312.03526): its ConvNet teachers and students have batch norm.
+    """
+    return find_network(
+        config, info, config.teacher.network, width=config.teacher.width, batch_norm=True
+    )
+
+
+def settings(config, dataset: Dataset) -> dict[str, Any]:
+    """All that decides a trained teacher's numbers."""
+    from edf_jax.config import flatten
+
+    flat = flatten(config)
+    prefixes = ("teacher.", "model.") if not config.teacher.network else ("teacher.",)
+    chosen = {k: v for k, v in flat.items() if k.startswith(prefixes) and k not in _FREE}
+    return {
+        **chosen,
+        "seed": config.seed,
+        "precision": config.precision,
+        "dataset": dataset.info.fingerprint,
+        "num_params": teacher_network(config, dataset.info).num_params,
+    }
+
+
+def get_teacher(
+    config, dataset: Dataset, workdir: pathlib.Path, metrics: MetricsWriter | None = None
+) -> Teacher:
+    """The teacher that a config asks for: imported, found, or trained.
+
+    Args:
+        config: resolved.
+        dataset: the real images.
+        workdir: keeps the state of an unfinished training.
+        metrics: gets a row per epoch of a training.
+
+    Raises:
+        UserError: `teacher.weights` can't be read, or isn't of the network.
+    """
+    network = teacher_network(config, dataset.info)
+    if config.teacher.weights:
+        path = pathlib.Path(config.teacher.weights)
+        theta, batch_stats, _ = read_teacher(path, network)
+        accuracy = _accuracy(network, theta, batch_stats, dataset)
+        name = f"{network.name} imported from {path.name}"
+        return Teacher(network, theta, batch_stats, name, _digest(theta, batch_stats), accuracy)
+    wanted = settings(config, dataset)
+    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+    folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
+    path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
+    name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
+    if not path.exists():
+        theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
+        accuracy = _accuracy(network, theta, batch_stats, dataset)
+        write_teacher(path, network, theta, batch_stats, {**wanted, "accuracy": accuracy})
+    theta, batch_stats, details = read_teacher(path, network)
+    digest = _digest(theta, batch_stats)
+    return Teacher(network, theta, batch_stats, name, digest, details["accuracy"])
+
+
+def write_teacher(
+    path: pathlib.Path, network: Network, theta, batch_stats, details: Mapping[str, Any]
+) -> None:
+    """Writes a teacher as a state dict in PyTorch's names, whole or not at all.
+
+    Args:
+        path: a `.safetensors` file.
+        network: its architecture.
+        theta: `[P]`.
+        batch_stats: {} where it has none.
+        details: what made it, as JSON holds it.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = torch_layout.to_state_dict(network, theta, batch_stats)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "network": network.name,
+        "details": json.dumps(dict(details), sort_keys=True),
+        "digests": json.dumps({name: storage.digest(x) for name, x in tensors.items()}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs may train the same teacher at the same time; the last one stays.
+    temporary = path.with_name(f".{path.name}.{time.time_ns()}.tmp")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+
+
+def read_teacher(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, dict[str, Any]]:
+    """Parameters, batch-norm statistics and, from our own files, what made them.
+
+    Args:
+        path: a state dict as `.safetensors`, `.pth` or `.pt`.
+        network: the architecture that it is of.
+
+    Raises:
+        UserError: there is no such file, it is no state dict, or of another network.
+        DamagedFile: one of ours isn't what was written.
+    """
+    from edf_jax.models.pretrained import read_state_dict
+
+    tensors, metadata = read_state_dict(path)
+    for name, expected in json.loads(metadata.get("digests", "{}")).items():
+        if name not in tensors or storage.digest(tensors[name]) != expected:
+            raise storage.DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
+    theta, batch_stats = torch_layout.from_state_dict(network, tensors, source=str(path))
+    return theta, batch_stats, json.loads(metadata.get("details", "{}"))
+
+
+def recipe(config, network: Network, prepare: training.Prepare) -> training.Recipe:
+    """How teachers are trained: SGD with momentum, random resized crops and flips."""
+    options = config.teacher
+    return training.Recipe(
+        network,
+        losses.hard_cross_entropy,
+        training.sgd(options.momentum, options.weight_decay),
+        lambda key, images: views.crop_and_flip(key, images, options.smallest_crop),
+        prepare,
+        options.batch,
+    )
+
+
+def rates(config) -> np.ndarray:
+    """The rate of each epoch: from `teacher.lr` to zero along half a cosine."""
+    epochs = config.teacher.epochs
+    return config.teacher.lr * 0.5 * (1 + np.cos(np.pi * np.arange(epochs) / epochs))
+
+
+def _train(
+    config, dataset: Dataset, network: Network, workdir: pathlib.Path, key_name: str, metrics
+) -> tuple[jax.Array, Any]:
+    """Trains a teacher, or goes on where an earlier sitting stopped."""
+    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
+    labels = jnp.asarray(dataset.train.labels)
+    how = recipe(config, network, prepare)
+    key = randomness.stream(config.seed, "teacher")
+    state = jax.jit(functools.partial(training.initial_state, how))(jax.random.fold_in(key, 0))
+    saved = workdir / "teacher"
+    state, start = _restore(saved, key_name, state)
+    schedule = rates(config)
+
+    @jax.jit
+    def epoch(state, index, rate, images, labels):
+        this = training.Epochs(index[None], rate[None], jnp.zeros(1, bool))
+        state, loss = training.train_epochs(
+            how, state, images, labels, this, jax.random.fold_in(key, 1)
+        )
+        return state, loss[0]
+
+    last_save = time.monotonic()
+    with Progress("teacher", config.teacher.epochs, "epoch", start=start) as bar:
+        for index in range(start, config.teacher.epochs):
+            state, loss = epoch(
+                state, jnp.int32(index), jnp.float32(schedule[index]), images, labels
+            )
+            value = float(loss)
+            if metrics is not None:
+                metrics.write(index + 1, "teacher", loss=value, rate=float(schedule[index]))
+            bar.update(loss=value)
+            if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+                details = {"teacher": key_name, "epoch": index + 1}
+                storage.save_arrays(saved, _leaves(state), details)
+                last_save = time.monotonic()
+    return state.theta, state.batch_stats
+
+
+def _restore(saved: pathlib.Path, key_name: str, like: training.TrainState):
+    """The state of an earlier sitting and the epochs it had done; `like` and 0 where none is."""
+    try:
+        details = storage.load_details(saved)
+        if details["teacher"] != key_name:
+            return like, 0
+        arrays = storage.load_arrays(saved)
+    except storage.DamagedFile:
+        return like, 0
+    leaves = [jnp.asarray(arrays[name]) for name in _leaves(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), details["epoch"]
+
+
+def _leaves(state: training.TrainState) -> dict[str, np.ndarray]:
+    return {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _accuracy(network: Network, theta, batch_stats, dataset: Dataset) -> float:
+    images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
+
+    @jax.jit
+    def test(theta, batch_stats, images, labels):
+        return training.accuracy(network, theta, batch_stats, images, labels, prepare)
+
+    return float(test(theta, batch_stats, images, jnp.asarray(dataset.test.labels))) * 100
+
+
+def _digest(theta, batch_stats) -> str:
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((theta, batch_stats))]
+    parts = "".join(storage.digest(array) for array in arrays)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]

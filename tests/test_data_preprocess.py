@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 
 from edf_jax.data import load_dataset, preprocess
 from edf_jax.data.decode import ImageSettings, decode
+from edf_jax.data.rows import RowFile
 from edf_jax.errors import UserError
 from tests.data_layouts import data_config, jpeg, marks, photograph, write_folder
 
@@ -259,6 +261,19 @@ def test_images_of_unequal_size_need_a_resolution(prepared):
     path = next((prepared_dir(prepared).parent / "pets" / "train" / "b").iterdir())
     Image.fromarray(photograph(1, 20, 27)).save(path, "JPEG")
     with pytest.raises(UserError, match=r"differ in size: .*\[20, 27, 3\].*data.resolution"):
+        load_dataset(prepared)
+
+
+def test_a_cache_that_cannot_be_written_is_named(prepared, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="data cache .*file/cache cannot be written"):
+        load_dataset(data_config(path=prepared.path, cache_dir=str(tmp_path / "file" / "cache")))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RowFile, "write", full)
+    with pytest.raises(UserError, match="No space left.*data.cache_dir"):
         load_dataset(prepared)
 
 

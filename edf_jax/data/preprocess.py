@@ -62,18 +62,25 @@ def prepare(
         Images (a read-only memory map) and labels.
 
     Raises:
-        UserError: a class is left without images, or images of a native-size set differ in size.
+        UserError: a class is left without images, images of a native-size set differ in size, or
+            the cache cannot be written.
     """
     key = split_key(listing, settings)
     file_name = re.sub(r"[^\w.-]+", "_", name)
     base = cache_dir / f"{file_name}-{key[:16]}"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with open(_beside(base, ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
-        if not _is_intact(base, key):
-            _make(base, key, listing, settings, workers, progress)
-        elif progress is not None:
-            progress(len(listing))
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with open(_beside(base, ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
+            if not _is_intact(base, key):
+                _make(base, key, listing, settings, workers, progress)
+            elif progress is not None:
+                progress(len(listing))
+    except OSError as error:
+        raise UserError(
+            f"The data cache {cache_dir} cannot be written ({error.strerror or error}); set "
+            "--config.data.cache_dir to a folder with space."
+        ) from None
     images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
     labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
     record = json.loads(_beside(base, ".json").read_text())
@@ -98,9 +105,15 @@ def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterato
     """`function` of each item, in order, on `workers` threads (0: one per core)."""
     import grain
 
-    threads = workers or len(os.sched_getaffinity(0))
+    threads = workers or _cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.source(items).map(function).to_iter_dataset(options))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what a container or scheduler leaves us; not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:

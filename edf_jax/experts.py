@@ -7,8 +7,6 @@ References:
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import augment, devices, losses, randomness, storage, training
+from edf_jax import augment, devices, losses, preemption, randomness, training
 from edf_jax.convolution import choose_convolution
 from edf_jax.data import Dataset, Normalisation
 from edf_jax.metrics import MetricsWriter
@@ -26,7 +24,9 @@ from edf_jax.trajectories import TrajectoryStore, Writer
 
 # What decides an expert's numbers; a store made with other values is another store.
 _GROUPS = ("data.", "model.", "experts.")
-_FREE = ("data.workers", "data.cache_dir", "data.path", "experts.dir", "experts.num", "experts.keep")
+_FREE = (
+    "data.workers", "data.cache_dir", "data.path", "experts.dir", "experts.num", "experts.keep",
+)
 
 
 def network_for(config, info, name: str | None = None) -> Network:
@@ -132,9 +132,8 @@ def train_experts(
     """
     network = network_for(config, dataset.info)
     group_size = config.experts.group or min(config.experts.num, 5)
-    wanted = settings(config, dataset, network)
-    _open_store(store, wanted, config.experts.num, group_size)
-    group_size = store.info()["group_size"]
+    chosen = settings(config, dataset, network)
+    store.check(chosen)
     images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
     test_images, _ = on_device(dataset.test.images, dataset.info.normalisation)
     labels, test_labels = jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)
@@ -166,76 +165,97 @@ def train_experts(
             )
         )(states)
 
-    accuracies: list[float] = []
-    groups = -(-config.experts.num // group_size)
-    done = {group: _last_good_epoch(store, group) for group in range(groups)}
-    total = groups * last
-    with (
-        Progress(
-            "experts", total, "epoch", start=sum(max(epoch or 0, 0) for epoch in done.values())
-        ) as bar,
-        Writer(store) as writer,
-    ):
-        for group in range(groups):
-            if done[group] == last:
-                accuracies += store.details(group, last)["test_accuracy"]
-                continue
-            experts = jnp.arange(group * group_size, (group + 1) * group_size)
-            experts = experts[: config.experts.num - group * group_size]
-            states = jax.jit(jax.vmap(first))(experts)
-            start = 0
-            if done[group] is None:
-                right = np.asarray(test(states, test_images, test_labels)) * 100
-                _write(writer, group, 0, states, right)
-            else:
-                start = done[group]
-                states = _restore(store, group, start, states)
-            for index in range(start + 1, last + 1):
+    def train_group(group: int, epochs: list[int], writer: Writer, on_row: Callable) -> None:
+        experts = group * store.group_size + jnp.arange(store.members(group, config.experts.num))
+        states = jax.jit(jax.vmap(first))(experts)
+        at, loss = 0, jnp.zeros(len(experts))
+        for index in epochs:
+            if index > 0:
+                if at != index - 1:
+                    states = _restore(store, group, index - 1, states)
                 states, loss = train(states, experts, jnp.int32(index - 1), images, labels)
-                right = np.asarray(test(states, test_images, test_labels)) * 100
-                _write(writer, group, index, states, right)
-                mean_loss, mean_right = float(jnp.mean(loss)), float(right.mean())
-                metrics.write(
-                    group * last + index,
-                    "experts",
-                    epoch=index,
-                    group=group,
-                    loss=mean_loss,
-                    test_accuracy=mean_right,
-                    test_accuracy_std=float(right.std()),
-                )
-                bar.update(loss=mean_loss, accuracy=mean_right)
-            accuracies += [float(value) for value in right]
-    if config.experts.keep == "needed":
-        _drop_epochs(store, groups, needed_epochs(config))
-    return accuracies
+            at = index
+            right = np.asarray(test(states, test_images, test_labels)) * 100
+            details = {
+                "test_accuracy": right.tolist(),
+                "loss": np.asarray(loss).tolist(),
+                "settings": chosen,
+                "group_size": store.group_size,
+            }
+            writer.write(group, index, *_arrays(states), details)
+            if index > 0:
+                on_row(group * last + index, _row(group, index, details))
+            preemption.stop_if_asked()
+
+    wanted = needed_epochs(config) if config.experts.keep == "needed" else set(range(last + 1))
+    if store.is_complete(config.experts.num, wanted):
+        _mend_rows(store, metrics, dict.fromkeys(_groups(store, config), []), last)
+    else:
+        with store.lock():
+            store.open(chosen, config.experts.num, group_size)
+            plan = {
+                group: store.to_train(group, store.members(group, config.experts.num), wanted)
+                for group in _groups(store, config)
+            }
+            written = _mend_rows(store, metrics, plan, last)
+            total, left = len(plan) * last, sum(len(set(epochs) - {0}) for epochs in plan.values())
+            with (
+                Progress("experts", total, "epoch", start=total - left) as bar,
+                Writer(store) as writer,
+            ):
+
+                def on_row(step: int, row: dict[str, Any]) -> None:
+                    if step not in written:
+                        metrics.write(step, "experts", **row)
+                    bar.update(loss=row["loss"], accuracy=row["test_accuracy"])
+
+                for group, epochs in plan.items():
+                    if epochs:
+                        train_group(group, epochs, writer, on_row)
+    if config.experts.keep == "needed" and not config.experts.dir:
+        _drop_epochs(store, _groups(store, config), wanted)
+    accuracies: list[float] = []
+    for group in _groups(store, config):
+        accuracies += store.details(group, last)["test_accuracy"]
+    return accuracies[: config.experts.num]
 
 
-def _open_store(
-    store: TrajectoryStore, wanted: Mapping[str, Any], num_experts: int, group_size: int
-) -> None:
-    from edf_jax.errors import UserError
-
-    try:
-        info = store.info()
-    except storage.DamagedFile:
-        store.create(
-            {"settings": wanted, "num_experts": num_experts, "group_size": group_size}
-        )
-        return
-    for name, value in wanted.items():
-        if info["settings"].get(name) != value:
-            raise UserError(
-                f"{store.folder} holds experts trained with {name}={info['settings'].get(name)!r}, "
-                f"not {value!r}: give another --workdir or experts.dir"
-            )
-    if info["num_experts"] < num_experts:
-        store.create({**info, "num_experts": num_experts})
+def _groups(store: TrajectoryStore, config) -> range:
+    return range(-(-config.experts.num // store.group_size))
 
 
-def _write(writer: Writer, group: int, epoch: int, states, right: np.ndarray) -> None:
-    theta, extra = _arrays(states)
-    writer.write(group, epoch, theta, extra, {"test_accuracy": [float(x) for x in right]})
+def _row(group: int, epoch: int, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics.jsonl says of one epoch of one group."""
+    right = details["test_accuracy"]
+    return {
+        "epoch": epoch,
+        "group": group,
+        "loss": float(np.mean(details["loss"])),
+        "test_accuracy": float(np.mean(right)),
+        "test_accuracy_std": float(np.std(right)),
+    }
+
+
+def _mend_rows(
+    store: TrajectoryStore, metrics: MetricsWriter, plan: Mapping[int, list[int]], last: int
+) -> set[int]:
+    """Makes the rows agree with the snapshots: a kill leaves one more, or one less.
+
+    Returns:
+        The steps that have a row.
+    """
+    steps = [group * last + epoch for group in plan for epoch in range(1, last + 1)]
+    planned = {group * last + epoch for group, epochs in plan.items() for epoch in epochs if epoch}
+    tail = max((step for step in steps if step not in planned), default=0)
+    metrics.truncate_after("experts", tail)
+    written = {row["step"] for row in metrics.rows("experts")}
+    for group in plan:
+        for epoch in store.epochs(group):
+            step = group * last + epoch
+            if epoch and step <= tail and step not in written | planned:
+                metrics.write(step, "experts", **_row(group, epoch, store.details(group, epoch)))
+                written.add(step)
+    return written
 
 
 def _arrays(states: training.TrainState) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -270,19 +290,7 @@ def _restore(store: TrajectoryStore, group: int, epoch: int, like) -> training.T
     )
 
 
-def _last_good_epoch(store: TrajectoryStore, group: int) -> int | None:
-    """The last epoch that can be read; damaged ones after it are removed with a warning."""
-    for epoch in reversed(store.epochs(group)):
-        try:
-            store.read_group(group, epoch)
-            return epoch
-        except storage.DamagedFile as error:
-            logging.warning("%s: trained again from the epoch before", error)
-            shutil.rmtree(store.path(group, epoch))
-    return None
-
-
-def _drop_epochs(store: TrajectoryStore, groups: int, keep: set[int]) -> None:
-    for group in range(groups):
+def _drop_epochs(store: TrajectoryStore, groups: range, keep: set[int]) -> None:
+    for group in groups:
         for epoch in set(store.epochs(group)) - keep:
-            shutil.rmtree(store.path(group, epoch))
+            store.remove(group, epoch)

@@ -1,35 +1,44 @@
-"""Arrays on disk: Orbax checkpoints that appear whole or not at all, with a digest of each array.
+"""Files that a run writes: they appear whole or not at all, and are checked on reading.
 
-Orbax loads an array with a flipped byte without a word, so a digest of every array is kept beside
-the checkpoint and compared on reading.
+Arrays are Orbax checkpoints. Orbax loads an array with a flipped byte without a word, so a digest
+of every array is kept beside the checkpoint and compared on reading. Small records are JSON with
+a digest of themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
+from edf_jax.errors import UserError
+
 _ARRAYS = "arrays"
 _DIGESTS = "digests.json"
+# What a killed process can leave of a file or folder on its way in or out.
+_LEFTOVERS = ("*.tmp", ".*.old")
 
-# Orbax speaks of each file at length through absl's logger.
-for _name in ("absl",):
-    logging.getLogger(_name).addFilter(
-        lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR
-    )
+# Orbax speaks of each file at length through absl's logger, and of its failures in pages; those
+# are raised as well.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-class DamagedFile(Exception):
+class DamagedFile(UserError):
     """A file that a run wrote can't be read back as it was written."""
+
+
+class WriteFailed(UserError):
+    """A file can't be written: the disk is full, say, or the folder read-only."""
 
 
 def digest(array: np.ndarray) -> str:
@@ -41,14 +50,60 @@ def digest(array: np.ndarray) -> str:
     return hasher.hexdigest()
 
 
+def digest_of_record(record: Any) -> str:
+    """Hex digest of anything that JSON can say."""
+    content = json.dumps(record, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Tells of a failure to write `path`, by whatever library, in one line.
+
+    Raises:
+        WriteFailed: anything was raised within.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax, TensorStore and safetensors have kinds of their own.
+        raise WriteFailed(
+            f"{path} can't be written: {_cause(error)}; mend that, and the same command continues"
+        ) from error
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a small file so that it appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path), _removed_on_failure(temporary):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a digest of itself under `digest`."""
+    sealed = {**record, "digest": digest_of_record(dict(record))}
+    write_text(path, json.dumps(sealed, indent=1))
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """What `write_record` wrote.
+
+    Raises:
+        DamagedFile: it is missing, or isn't what was written.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected = record.pop("digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
+    if digest_of_record(record) != expected:
+        raise DamagedFile(f"{path} isn't what was written (its digest differs)")
+    return record
 
 
 def save_arrays(
@@ -60,26 +115,23 @@ def save_arrays(
         path: the checkpoint's folder.
         arrays: by name; a name has no `/`.
         details: anything that JSON holds, read back by `load_details`.
+
+    Raises:
+        WriteFailed: nothing is there that wasn't before.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            (temporary / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=True
-        )
-    digests = {name: digest(array) for name, array in arrays.items()}
-    (temporary / _DIGESTS).write_text(
-        json.dumps({"digests": digests, "details": dict(details or {})})
-    )
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+    with writing(path), _removed_on_failure(temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete(temporary)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                (temporary / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=True
+            )
+        digests = {name: digest(array) for name, array in arrays.items()}
+        write_record(temporary / _DIGESTS, {"digests": digests, "details": dict(details or {})})
+        _to_disk(temporary)
+        remove(path)
         temporary.rename(path)
 
 
@@ -115,20 +167,99 @@ def load_arrays(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[
                 ),
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-        raise DamagedFile(f"{path} can't be read: {_first_line(error)}") from error
+        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
     for name in names:
-        if digest(arrays[name]) != digests[name]:
+        if not isinstance(arrays.get(name), np.ndarray) or digest(arrays[name]) != digests[name]:
             raise DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
     return arrays
 
 
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or folder if it is there; a kill leaves all of it or nothing."""
+    if not os.path.lexists(path):
+        return
+    old = path.with_name(f".{path.name}.old")
+    _delete(old)
+    path.rename(old)
+    _delete(old)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what a killed process left half-written, or half-removed, in a folder."""
+    for pattern in _LEFTOVERS:
+        for path in folder.glob(pattern):
+            _delete(path)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, busy: str) -> Iterator[None]:
+    """Keeps other processes from `folder`; a kill leaves no lock behind.
+
+    Raises:
+        UserError: another process has it; says `busy`.
+        WriteFailed: the folder can't be made or written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed its folder, and with it this very lock.
+            current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except FileNotFoundError:
+            current = False
+        except OSError as error:
+            raise UserError(f"{folder} can't be locked: {_cause(error)}") from error
+        if not current:
+            raise UserError(busy)
+        yield
+
+
 def _record(path: pathlib.Path) -> dict[str, Any]:
+    record = read_record(path / _DIGESTS)
+    if not isinstance(record.get("digests"), dict) or not isinstance(record.get("details"), dict):
+        raise DamagedFile(f"{path / _DIGESTS} is no record of a checkpoint")
+    return record
+
+
+def _delete(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(temporary: pathlib.Path) -> Iterator[None]:
     try:
-        record = json.loads((path / _DIGESTS).read_text())
-        return {"digests": dict(record["digests"]), "details": record["details"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} can't be read: {_first_line(error)}") from error
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):
+            _delete(temporary)
+        raise
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _to_disk(folder: pathlib.Path) -> None:
+    """Returns when a new folder's files are on the disk itself, not only on their way."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _cause(error: BaseException) -> str:
+    """Why, in a few words: the system's own where an error says so."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).strip() or type(error).__name__
+    for known in ("No space left on device", "Disk quota exceeded", "Read-only file system",
+                  "Permission denied", "File too large"):
+        if known.lower() in text.lower():
+            return known.lower()
+    return text.splitlines()[0][:200]

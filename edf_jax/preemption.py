@@ -1,0 +1,51 @@
+"""Being asked to stop: SIGTERM is kept until the loop at work reaches a place it can resume from.
+
+Schedulers send it some time before they take a machine away. A loop asks at each boundary of its
+compiled steps, saves, and raises `Preempted`; the same command then continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+_asked = threading.Event()
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and all that it needs to continue is on disk."""
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """SIGTERM within only asks to stop; a second one ends the process at once.
+
+    Does nothing outside of the main thread, where signals can't be handled.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(signum, frame) -> None:
+        _asked.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _asked.clear()
+
+
+def asked() -> bool:
+    """Whether the run is asked to stop."""
+    return _asked.is_set()
+
+
+def stop_if_asked() -> None:
+    """Raises `Preempted` where the run is asked to stop; call it when all is saved."""
+    if asked():
+        raise Preempted("asked to stop by SIGTERM")

@@ -1,7 +1,7 @@
 """The outer loop: synthetic images and labels that make students follow the experts.
 
 One loop serves the whole trajectory-matching family; where methods differ, a small function is
-chosen by a name in the config.
+chosen by a name in the config (`edf_jax.parts`).
 
 References:
   Wang et al., EDF (2410.17193); Guo et al., DATM (2310.05773).
@@ -17,61 +17,52 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
-from edf_jax import augment, gradcam, losses, matching, randomness, storage
+from edf_jax import parts, randomness, storage, watching
+from edf_jax.iteration import (
+    CamNetwork,
+    Learnable,
+    SynState,
+    initial_state,
+    make_iteration,
+    make_weight,
+    outer_optimiser,
+    outer_step,
+)
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network
+from edf_jax.parts import start_epoch_bound
 from edf_jax.progress import Progress
 from edf_jax.synthetic import DistilledSet
 from edf_jax.trajectories import Pair, TrajectoryStore
+
+__all__ = [
+    "CamNetwork",
+    "Learnable",
+    "SynState",
+    "choices",
+    "distill",
+    "make_iteration",
+    "make_weight",
+    "outer_optimiser",
+    "outer_step",
+    "start_bound",
+    "start_epoch_bound",
+]
 
 _WINDOW = 100
 _KEPT_CHECKPOINTS = 2
 
 
-class Learnable(NamedTuple):
-    """What distillation moves.
-
-    Attributes:
-        images: `[n, H, W, C]`, normalised.
-        labels: `[n, C]` logits.
-        alpha: the student's rate, a scalar.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    alpha: jax.Array
-
-
-class SynState(NamedTuple):
-    """The state of the outer optimisation.
-
-    Attributes:
-        values: what is learned.
-        momentum: optax's state.
-    """
-
-    values: Learnable
-    momentum: Any
-
-
-def start_epoch_bound(iteration: int, first: int, last: int, expansion_end: int) -> int:
-    """The bound that start epochs stay below, growing from `first` to `last` (DATM).
-
-    Args:
-        iteration: the outer iteration.
-        first: the bound at iteration 0.
-        last: the bound from `expansion_end` on.
-        expansion_end: an iteration.
-    """
-    return min(first + int((last - first) * iteration / expansion_end), last)
+def start_bound(config, iteration: int) -> int:
+    """The bound that an iteration's start epochs stay below."""
+    options = config.distill
+    return parts.START_BOUNDS[options.start_schedule](options, iteration)
 
 
 def choices(config, iteration: int) -> list[tuple[int, int]]:
@@ -81,14 +72,7 @@ def choices(config, iteration: int) -> list[tuple[int, int]]:
     All of it follows from the seed and the iteration, so a resumed run chooses the same.
     """
     options = config.distill
-    upper = options.max_start_epoch
-    if options.start_schedule == "sequential":
-        upper = start_epoch_bound(
-            iteration,
-            options.current_max_start_epoch,
-            options.max_start_epoch,
-            options.expansion_end,
-        )
+    upper = start_bound(config, iteration)
     chosen = []
     for draw in range(iteration * options.trajectories, (iteration + 1) * options.trajectories):
         turn, place = divmod(draw, config.experts.num)
@@ -97,154 +81,6 @@ def choices(config, iteration: int) -> list[tuple[int, int]]:
         start = randomness.host_stream(config.seed, "start epoch", draw)
         chosen.append((expert, int(start.integers(options.min_start_epoch, upper))))
     return chosen
-
-
-def outer_optimiser(options) -> optax.GradientTransformation:
-    """SGD with momentum on images, labels and alpha, each at its own rate."""
-    learned = options.labels == "soft_learned"
-    return optax.partition(
-        {
-            "images": optax.sgd(options.lr_img, options.momentum_img or None),
-            "labels": optax.sgd(options.lr_y, options.momentum_y or None)
-            if learned
-            else optax.set_to_zero(),
-            "alpha": optax.sgd(options.lr_lr, options.momentum_lr or None),
-        },
-        Learnable("images", "labels", "alpha"),
-    )
-
-
-def outer_step(
-    optimiser: optax.GradientTransformation,
-    state: SynState,
-    loss: jax.Array,
-    gradients: Learnable,
-    weight: jax.Array,
-    threshold: float,
-) -> tuple[SynState, jax.Array]:
-    """Moves the set by its gradients, unless the matching loss is over the gate.
-
-    Args:
-        optimiser: of `Learnable`.
-        state: the set and its momentum.
-        loss: the matching loss.
-        gradients: of the loss.
-        weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
-        threshold: the gate; 0 is none. Past it, or where a number isn't finite, nothing moves,
-            momentum included.
-
-    Returns:
-        The new state, and whether the iteration was skipped.
-    """
-    finite = jnp.isfinite(loss)
-    for leaf in gradients:
-        finite &= jnp.all(jnp.isfinite(leaf))
-    keep = finite & ((loss <= threshold) if threshold else True)
-    gradients = gradients._replace(images=gradients.images * weight)
-    updates, momentum = optimiser.update(gradients, state.momentum, state.values)
-    moved = SynState(optax.apply_updates(state.values, updates), momentum)
-    return jax.tree.map(lambda new, old: jnp.where(keep, new, old), moved, state), ~keep
-
-
-def _selection(options) -> matching.Selection | None:
-    if options.loss_mask == "cpd":
-        return matching.common_pattern_dropout(options.drop)
-    if options.loss_mask == "deep_layers":
-        return matching.deep_layers(options.depth_ratio)
-    return None
-
-
-def make_iteration(config, network: Network, num_images: int) -> Callable:
-    """The compiled outer iteration.
-
-    Returns:
-        `(state, starts [T, P], targets [T, P], weight [n, H, W, 1], key) -> (state, report)` for
-        T trajectories; the report holds `loss`, `skipped` and the gradients' norms.
-    """
-    options = config.distill
-    optimiser = outer_optimiser(options)
-    select = _selection(options)
-
-    def student_loss(theta, images, labels, mask):
-        return losses.soft_cross_entropy(network.apply(theta, images, train=True), labels, mask)
-
-    def transform(key, images):
-        return augment.dsa(
-            key,
-            images,
-            strategy=config.augment.strategy,
-            crop_ratio=config.augment.crop_ratio,
-        )
-
-    def one(values, start, target, key):
-        return matching.matching_gradient(
-            student_loss,
-            transform,
-            start,
-            target,
-            *values,
-            matching.student_batches(key, num_images, options.batch_syn, options.syn_steps),
-            select=select,
-            through_steps=options.gradient == "exact",
-        )
-
-    @jax.jit
-    def iteration(state, starts, targets, weight, key):
-        keys = jax.random.split(key, len(starts))
-        results = lax.map(lambda t: one(state.values, *t)._replace(theta=None), (starts, targets, keys))
-        mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
-        gradients = Learnable(mean.images, mean.labels, mean.alpha)
-        state, skipped = outer_step(
-            optimiser, state, mean.loss, gradients, weight, options.threshold
-        )
-        report = {
-            "loss": mean.loss,
-            "skipped": skipped,
-            "alpha": state.values.alpha,
-            "gradient_images": optax.tree.norm(gradients.images),
-            "gradient_labels": optax.tree.norm(gradients.labels),
-            "gradient_alpha": jnp.abs(gradients.alpha),
-        }
-        return state, report
-
-    return iteration
-
-
-@dataclasses.dataclass(frozen=True)
-class CamNetwork:
-    """The network that class activation maps are taken from.
-
-    Attributes:
-        network: the architecture.
-        theta: `[P]`.
-        batch_stats: {} where it has none.
-        class_indices: `[C]`, its class for each of ours.
-        name: which one it is, for people.
-    """
-
-    network: Network
-    theta: jax.Array
-    batch_stats: Any
-    class_indices: jax.Array
-    name: str
-
-
-def make_weight(config, cam: CamNetwork) -> Callable:
-    """The compiled function `(values, key) -> (maps [n, H, W], DAE weight [n, H, W, 1])`."""
-
-    @jax.jit
-    def weight(values: Learnable, key):
-        maps = gradcam.class_activation_maps(
-            config.cam.method,
-            lambda x: cam.network.features(cam.theta, x, cam.batch_stats),
-            lambda f: cam.network.classify(cam.theta, f, cam.batch_stats),
-            values.images,
-            cam.class_indices[jnp.argmax(values.labels, axis=-1)],
-            key=key,
-        )
-        return maps, gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)
-
-    return weight
 
 
 @dataclasses.dataclass
@@ -259,6 +95,7 @@ class _Position:
     recent_skips: collections.deque = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=_WINDOW)
     )
+    alpha_is_positive: bool = True
     best: float = -math.inf
     best_iteration: int = -1
 
@@ -313,13 +150,21 @@ def distill(
     pending: list[tuple[int, list[Pair], dict[str, jax.Array]]] = []
 
     def current(step: int) -> DistilledSet:
-        return dataclasses.replace(
-            initial,
-            images=np.asarray(state.values.images),
-            labels=np.asarray(state.values.labels),
-            alpha=float(state.values.alpha),
-            step=step,
-        )
+        return _to_set(initial, state.values, step)
+
+    def evaluate_now(it: int) -> None:
+        now = current(it)
+        now.save(workdir / "distilled" / f"step_{it}.safetensors")
+        maps = None
+        if weigh is not None:
+            maps = np.asarray(weigh(state.values, jax.random.fold_in(key, 2 * it))[0])
+        watching.show_set(metrics, it, now, maps)
+        averaged = None
+        if state.average is not None:
+            averaged = dataclasses.replace(now, images=np.asarray(state.average))
+            averaged.save(workdir / "distilled" / "average.safetensors")
+        if _evaluate(now, averaged, it, evaluate, metrics, position):
+            now.save(workdir / "distilled" / "best_on_test.safetensors")
 
     def settle() -> None:
         """Writes the rows of iterations whose results have arrived."""
@@ -335,7 +180,7 @@ def distill(
             last = it == options.iterations
             if it % options.eval_every == 0 or last:
                 settle()
-                _evaluate(current(it), it, evaluate, metrics, position, workdir)
+                evaluate_now(it)
             if last:
                 break
             if weigh is not None and it % config.cam.every == 0:
@@ -366,13 +211,23 @@ def distill(
     return final
 
 
+def _to_set(initial: DistilledSet, values: Learnable, step: int) -> DistilledSet:
+    return dataclasses.replace(
+        initial,
+        images=np.asarray(values.images),
+        labels=np.asarray(values.labels),
+        alpha=float(values.alpha),
+        step=step,
+    )
+
+
 def _begin(config, initial: DistilledSet, checkpoints: _Checkpoints):
     values = Learnable(
         jnp.asarray(initial.images, jnp.float32),
         jnp.asarray(initial.labels, jnp.float32),
         jnp.asarray(initial.alpha, jnp.float32),
     )
-    state = SynState(values, outer_optimiser(config.distill).init(values))
+    state = initial_state(config.distill, values)
     weight = jnp.ones((*initial.images.shape[:3], 1), jnp.float32)
     return checkpoints.restore(state, weight) or (state, weight, _Position())
 
@@ -395,6 +250,7 @@ def _record(config, metrics, position: _Position, it: int, used: list[Pair], rep
         **row,
         expert=used[0].expert,
         start_epoch=used[0].start_epoch,
+        max_start_epoch=start_bound(config, it),
     )
     position.recent_losses.append(row["loss"])
     position.recent_skips.append(row["skipped"])
@@ -404,14 +260,16 @@ def _record(config, metrics, position: _Position, it: int, used: list[Pair], rep
             "iteration %d: the matching loss is %s (expert %d, start epoch %d); nothing moved",
             it, row["loss"], used[0].expert, used[0].start_epoch,
         )
-    if (it + 1) % _WINDOW == 0 and sum(position.recent_skips) > _WINDOW / 2:
+    window_ends = (it + 1) % _WINDOW == 0 or it + 1 == config.distill.iterations
+    if window_ends and sum(position.recent_skips) > len(position.recent_skips) / 2:
         logging.warning(
             "iteration %d: %d of the last %d iterations were skipped; median loss %.3f, "
             "distill.threshold %.3f",
             it, sum(position.recent_skips), len(position.recent_skips),
             float(np.nanmedian(position.recent_losses)), config.distill.threshold,
         )
-    if not row["alpha"] > 0:
+    was_positive, position.alpha_is_positive = position.alpha_is_positive, row["alpha"] > 0
+    if was_positive and not position.alpha_is_positive:
         logging.warning(
             "iteration %d: the student's rate alpha is %.3g, not positive; lower distill.lr_lr",
             it, row["alpha"],
@@ -419,9 +277,23 @@ def _record(config, metrics, position: _Position, it: int, used: list[Pair], rep
     return row["loss"]
 
 
-def _evaluate(now: DistilledSet, it: int, evaluate, metrics, position: _Position, workdir) -> None:
-    now.save(workdir / "distilled" / f"step_{it}.safetensors")
+def _evaluate(
+    now: DistilledSet,
+    averaged: DistilledSet | None,
+    it: int,
+    evaluate,
+    metrics: MetricsWriter,
+    position: _Position,
+) -> bool:
+    """Writes an evaluation's row; returns whether the set is the best so far."""
     result = evaluate(now, it)
+    beside = {}
+    if averaged is not None:
+        of_average = evaluate(averaged, it)
+        beside = {
+            "average_accuracy_mean": of_average.mean,
+            "average_accuracy_std": of_average.std,
+        }
     metrics.write(
         it,
         "evaluate",
@@ -429,10 +301,12 @@ def _evaluate(now: DistilledSet, it: int, evaluate, metrics, position: _Position
         accuracy_std=result.std,
         num_networks=len(result.values),
         num_images=result.num_images,
+        **beside,
     )
-    if result.mean > position.best:
+    better = result.mean > position.best
+    if better:
         position.best, position.best_iteration = result.mean, it
-        now.save(workdir / "distilled" / "best_on_test.safetensors")
+    return better
 
 
 class _Checkpoints:

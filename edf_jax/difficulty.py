@@ -1,0 +1,146 @@
+"""How difficult training images are, and which of them an epoch shows.
+
+References:
+  Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training"
+    (2107.07075): GraNd and EL2N.
+  Li et al., "Prioritize Alignment in Dataset Distillation" (2408.03360): PAD's schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from edf_jax import losses, training
+from edf_jax.models import Network
+
+_BATCH = 64
+
+
+class Share(NamedTuple):
+    """Of each class in order of difficulty, the part from `first` to `last`, both in [0, 1]."""
+
+    first: float
+    last: float
+
+
+EVERYTHING = Share(0.0, 1.0)
+
+
+def pad_share(epoch: int) -> Share:
+    """PAD's schedule from easy to hard.
+
+    Args:
+        epoch: zero-based. Up to 20 it shows a growing share of the easiest images, up to 40 all,
+            then fewer and fewer of the easiest.
+    """
+    if epoch <= 20:
+        return Share(0.0, 0.75 + 0.25 * epoch / 20)
+    if epoch <= 40:
+        return EVERYTHING
+    return Share(0.1 if epoch <= 60 else 0.2, 1.0)
+
+
+def chosen_by(share: Share, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The positions of a share of every class, in rising order, int32.
+
+    Args:
+        share: which.
+        scores: `[N]`, higher is harder.
+        labels: `[N]`.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(scores[members], kind="stable")]
+        chosen.append(members[int(share.first * len(members)) : int(share.last * len(members))])
+    return np.sort(np.concatenate(chosen)).astype(np.int32)
+
+
+def el2n(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """EL2N scores `[n]`: the length of the error `softmax(logits) - one_hot(labels)`.
+
+    Args:
+        logits: `[n, C]`.
+        labels: `[n]`.
+    """
+    error = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jnp.linalg.norm(error, axis=-1)
+
+
+def grand(
+    network: Network, theta: jax.Array, batch_stats: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """GraNd scores `[n]`: the length of each image's own gradient of the cross-entropy.
+
+    Args:
+        network: the architecture, in evaluation mode.
+        theta: `[P]`.
+        batch_stats: {} where it has none.
+        images: `[n, H, W, C]`, normalised.
+        labels: `[n]`.
+    """
+
+    def loss(theta, image, label):
+        logits = network.apply(theta, image[None], batch_stats)
+        return losses.hard_cross_entropy(logits, label[None])
+
+    def length(example):
+        return jnp.linalg.norm(jax.grad(loss)(theta, *example))
+
+    return lax.map(length, (images, labels))
+
+
+def mean_scores(
+    recipe: training.Recipe,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    how: str,
+    networks: int,
+    epochs: int,
+    rate: float,
+    key: jax.Array,
+) -> np.ndarray:
+    """Scores `[N]` averaged over networks early in their training.
+
+    Args:
+        recipe: how they are trained.
+        images: `[N, H, W, C]`, as stored.
+        labels: `[N]`.
+        how: "grand" or "el2n".
+        networks: how many.
+        epochs: how long each is trained before it judges.
+        rate: their learning rate.
+        key: network i is initialised and trained from `fold_in(key, i)`.
+    """
+    network = recipe.network
+
+    def scores_of(state, images, labels):
+        inputs = recipe.prepare(images)
+        if how == "grand":
+            return grand(network, state.theta, state.batch_stats, inputs, labels)
+        return el2n(network.apply(state.theta, inputs, state.batch_stats), labels)
+
+    @jax.jit
+    def one(key, images, labels):
+        start_key, key = jax.random.split(key)
+        stretch = training.Epochs(
+            jnp.arange(epochs), jnp.full(epochs, rate), jnp.zeros(epochs, bool)
+        )
+        state = training.initial_state(recipe, start_key)
+        state, _ = training.train_epochs(recipe, state, images, labels, stretch, key)
+        # The last row is filled up with the first images, so that one program serves all rows.
+        rows = -(-len(labels) // _BATCH)
+        positions = (jnp.arange(rows * _BATCH) % len(labels)).reshape(rows, _BATCH)
+        scores = lax.map(lambda row: scores_of(state, images[row], labels[row]), positions)
+        return scores.ravel()[: len(labels)]
+
+    total = np.zeros(len(labels))
+    for index in range(networks):
+        total += np.asarray(one(jax.random.fold_in(key, index), images, labels))
+    return (total / networks).astype(np.float32)

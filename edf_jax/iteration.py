@@ -1,0 +1,231 @@
+"""One outer iteration, compiled: match trajectories, and move the set by the gradients.
+
+References:
+  Wang et al., EDF (2410.17193); Guo et al., DATM (2310.05773).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from edf_jax import augment, gradcam, losses, matching, parts
+from edf_jax.models import Network
+
+_LABEL_BATCH = 256
+
+
+class Learnable(NamedTuple):
+    """What distillation moves.
+
+    Attributes:
+        images: `[n, H, W, C]`, normalised.
+        labels: `[n, C]` logits.
+        alpha: the student's rate, a scalar.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    alpha: jax.Array
+
+
+class SynState(NamedTuple):
+    """The state of the outer optimisation.
+
+    Attributes:
+        values: what is learned.
+        momentum: optax's state.
+        average: the images' moving average, `[n, H, W, C]`; None where none is kept.
+    """
+
+    values: Learnable
+    momentum: Any
+    average: jax.Array | None = None
+
+
+def initial_state(options, values: Learnable) -> SynState:
+    """The state before the first iteration.
+
+    Args:
+        options: `config.distill`.
+        values: to start from.
+    """
+    momentum = outer_optimiser(options).init(values)
+    return SynState(values, momentum, values.images if options.average else None)
+
+
+def outer_optimiser(options) -> optax.GradientTransformation:
+    """SGD with momentum on images, labels and alpha, each at its own rate."""
+    names: Any = Learnable._fields
+    return optax.partition(
+        {
+            "images": optax.sgd(options.lr_img, options.momentum_img or None),
+            "labels": optax.sgd(options.lr_y, options.momentum_y or None)
+            if parts.LABELS[options.labels].learned
+            else optax.set_to_zero(),
+            "alpha": optax.sgd(options.lr_lr, options.momentum_lr or None),
+        },
+        Learnable(*names),
+    )
+
+
+def outer_step(
+    optimiser: optax.GradientTransformation,
+    state: SynState,
+    loss: jax.Array,
+    gradients: Learnable,
+    weight: jax.Array,
+    threshold: float,
+    *,
+    decay: float = 0.0,
+) -> tuple[SynState, jax.Array]:
+    """Moves the set by its gradients, unless the matching loss is over the gate.
+
+    Args:
+        optimiser: of `Learnable`.
+        state: the set and its momentum.
+        loss: the matching loss.
+        gradients: of the loss.
+        weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
+        threshold: the gate; 0 is none. Past it, or where a number isn't finite, nothing moves,
+            momentum included.
+        decay: of the images' moving average, where the state has one.
+
+    Returns:
+        The new state, and whether the iteration was skipped.
+    """
+    finite = jnp.isfinite(loss)
+    for leaf in gradients:
+        finite &= jnp.all(jnp.isfinite(leaf))
+    keep = finite & ((loss <= threshold) if threshold else True)
+    gradients = gradients._replace(images=gradients.images * weight)
+    updates, momentum = optimiser.update(gradients, state.momentum, state.values)
+    values = optax.apply_updates(state.values, updates)
+    average = state.average
+    if average is not None:
+        average = decay * average + (1 - decay) * values.images
+    moved = SynState(values, momentum, average)
+    return jax.tree.map(lambda new, old: jnp.where(keep, new, old), moved, state), ~keep
+
+
+def snapshot_labels(network: Network, theta: jax.Array, images: jax.Array) -> jax.Array:
+    """The logits `[n, C]` that a snapshot gives the synthetic images (TESLA's soft labels).
+
+    Args:
+        network: the experts' architecture; snapshots hold no batch-norm statistics, so those of
+            the images are taken.
+        theta: `[P]`.
+        images: `[n, H, W, C]`, normalised.
+    """
+    cuts = range(_LABEL_BATCH, len(images), _LABEL_BATCH)
+    chunks = [network.apply(theta, chunk, train=True) for chunk in jnp.split(images, cuts)]
+    return lax.stop_gradient(jnp.concatenate(chunks))
+
+
+def make_iteration(config, network: Network, num_images: int) -> Callable:
+    """The compiled outer iteration.
+
+    Returns:
+        `(state, starts [T, P], targets [T, P], weight [n, H, W, 1], key) -> (state, report)` for
+        T trajectories; the report holds `loss`, `skipped` and the gradients' norms.
+    """
+    options = config.distill
+    optimiser = outer_optimiser(options)
+    select = parts.LOSS_MASKS[options.loss_mask](options)
+    labels_of_target = parts.LABELS[options.labels].of_target
+
+    def student_loss(theta, images, labels, mask):
+        return losses.soft_cross_entropy(network.apply(theta, images, train=True), labels, mask)
+
+    def transform(key, images):
+        return augment.dsa(
+            key,
+            images,
+            strategy=config.augment.strategy,
+            crop_ratio=config.augment.crop_ratio,
+        )
+
+    def one(values, start, target, key):
+        if labels_of_target:
+            labels = snapshot_labels(network, target, values.images)
+            values = values._replace(labels=labels)
+        matched = matching.matching_gradient(
+            student_loss,
+            transform,
+            start,
+            target,
+            values.images,
+            values.labels,
+            values.alpha,
+            matching.student_batches(key, num_images, options.batch_syn, options.syn_steps),
+            select=select,
+            through_steps=parts.THROUGH_STEPS[options.gradient],
+        )
+        gradients = Learnable(matched.images, matched.labels, matched.alpha)
+        return matched.loss, gradients, values.labels
+
+    @jax.jit
+    def iteration(state, starts, targets, weight, key):
+        keys = jax.random.split(key, len(starts))
+        results = lax.map(lambda t: one(state.values, *t), (starts, targets, keys))
+        loss, gradients, labels = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+        state, skipped = outer_step(
+            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average
+        )
+        if labels_of_target:
+            labels = jnp.where(skipped, state.values.labels, labels)
+            state = state._replace(values=state.values._replace(labels=labels))
+        report = {
+            "loss": loss,
+            "skipped": skipped,
+            "alpha": state.values.alpha,
+            "gradient_images": optax.tree.norm(gradients.images),
+            "gradient_labels": optax.tree.norm(gradients.labels),
+            "gradient_alpha": jnp.abs(gradients.alpha),
+        }
+        return state, report
+
+    return iteration
+
+
+@dataclasses.dataclass(frozen=True)
+class CamNetwork:
+    """The network that class activation maps are taken from.
+
+    Attributes:
+        network: the architecture.
+        theta: `[P]`.
+        batch_stats: {} where it has none.
+        class_indices: `[C]`, its class for each of ours.
+        name: which one it is, for people.
+    """
+
+    network: Network
+    theta: jax.Array
+    batch_stats: Any
+    class_indices: jax.Array
+    name: str
+
+
+def make_weight(config, cam: CamNetwork) -> Callable:
+    """The compiled function `(values, key) -> (maps [n, H, W], DAE weight [n, H, W, 1])`."""
+
+    @jax.jit
+    def weight(values: Learnable, key):
+        maps = gradcam.class_activation_maps(
+            config.cam.method,
+            lambda x: cam.network.features(cam.theta, x, cam.batch_stats),
+            lambda f: cam.network.classify(cam.theta, f, cam.batch_stats),
+            values.images,
+            cam.class_indices[jnp.argmax(values.labels, axis=-1)],
+            key=key,
+        )
+        return maps, gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)
+
+    return weight

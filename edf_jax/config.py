@@ -8,6 +8,8 @@ from typing import Any
 
 from edf_jax import augment
 from edf_jax.errors import UserError
+from edf_jax.evaluate.baselines import BASELINES
+from edf_jax.evaluate.networks import MATCHED, expand
 from edf_jax.models import build_network, network_names
 from edf_jax.schema import AUTO, FREE, METHODS, SCHEMA, Key
 
@@ -17,6 +19,7 @@ __all__ = [
     "METHODS",
     "SCHEMA",
     "Key",
+    "baseline_names",
     "baseline_rates",
     "check_against_data",
     "default_config",
@@ -206,8 +209,12 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     augment.parse_strategy(flat["augment.strategy"])
     _check_network_name("model.name", flat["model.name"])
     for name in network_list(flat["evaluate.networks"]):
-        _check_network_name("evaluate.networks", name)
+        if name != MATCHED:
+            _check_network_name("evaluate.networks", name)
+    if flat["teacher.network"]:
+        _check_network_name("teacher.network", flat["teacher.network"])
     baseline_rates(flat["evaluate.baseline_rates"])
+    baseline_names(flat["evaluate.baselines"])
     if flat["cam.network"] == "imported" and not flat["cam.weights"]:
         raise UserError("cam.network=imported needs cam.weights=FILE (a ResNet-18 state dict)")
     if flat["cam.weights"] and flat["cam.network"] not in (AUTO, "imported"):
@@ -234,7 +241,7 @@ def _check_network_name(key: str, name: str) -> None:
 
 
 def network_list(text: str) -> tuple[str, ...]:
-    """The names of `evaluate.networks`.
+    """The names of `evaluate.networks`, those of a pool in place of its name; `()` for ''.
 
     Raises:
         UserError: a name is empty.
@@ -244,6 +251,21 @@ def network_list(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise UserError(f"evaluate.networks={text!r} must be comma-separated names")
+    return expand(names)
+
+
+def baseline_names(text: str) -> tuple[str, ...]:
+    """The names of `evaluate.baselines`.
+
+    Raises:
+        UserError: one isn't known.
+    """
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        if name not in BASELINES:
+            raise UserError(
+                f"evaluate.baselines={text!r}: {name!r} is none of {', '.join(BASELINES)}"
+            )
     return names
 
 

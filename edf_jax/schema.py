@@ -335,7 +335,38 @@ _CAM = {
 }
 
 _EVALUATE = {
-    "evaluate.networks": Key("", "comma-separated names; '' is the distilling network"),
+    "evaluate.networks": Key(
+        "",
+        "comma-separated names, 'matched' (the distilling network, as is ''), or pools: "
+        "architectures, width, depth, norm, activation, pooling",
+    ),
+    "evaluate.width": Key(
+        0, "channels of other networks where their names leave them open; 0 is their own", at_least=0
+    ),
+    "evaluate.protocol": Key(
+        "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
+    ),
+    "evaluate.distilled": Key(
+        "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
+    ),
+    "evaluate.baselines": Key(
+        "random", "comma-separated: random, herding, k_centre, real_soft; '' is none"
+    ),
+    "evaluate.scores": Key(
+        False, "DD-Ranking's label- and augmentation-robust scores; four more trainings each"
+    ),
+    "evaluate.rate": Key(
+        AUTO,
+        "plain protocol: 'learned' with the set or by 'search' over evaluate.baseline_rates; auto "
+        "is learned on the network it was learned with",
+        choices=(AUTO, "learned", "search"),
+    ),
+    "evaluate.kd_epochs": Key(
+        300, "epochs of the protocols with a teacher", "RDED (2312.03526)", at_least=1
+    ),
+    "evaluate.kd_batch": Key(
+        0, "their batch size; 0 is the protocol's own", "RDED (2312.03526)", at_least=0
+    ),
     "evaluate.num": Key(5, "networks trained from scratch", at_least=1),
     "evaluate.epochs": Key(1000, "E_eval; one more is run", _EDF, at_least=1),
     "evaluate.batch": Key(128, "batch size", _EDF, at_least=1),
@@ -347,12 +378,28 @@ _EVALUATE = {
     "evaluate.during_epochs": Key(0, "their E_eval; 0 is evaluate.epochs", at_least=0),
     "evaluate.baseline_rates": Key(
         "0.001,0.003,0.01,0.03",
-        "rates tried for the random baseline, on held-out training images",
+        "rates tried where none was learned, on held-out training images",
     ),
     "evaluate.full_epochs": Key(
         0,
         "epochs on all real data for the upper reference; 0 takes the experts' last accuracy",
         at_least=0,
+    ),
+}
+
+# The network that labels images in the protocols that have one, trained on the real data.
+_TEACHER = {
+    "teacher.network": Key("", "a name; '' is the distilling network, with batch norm"),
+    "teacher.width": Key(0, "its channels, where its name leaves them open", at_least=0),
+    "teacher.weights": Key("", "file with its weights (.safetensors, .pth) instead of training"),
+    "teacher.dir": Key("", "where trained teachers are kept; '' is the data's cache folder"),
+    "teacher.epochs": Key(60, "epochs on the real data", at_least=1),
+    "teacher.batch": Key(128, "batch size", at_least=1),
+    "teacher.lr": Key(0.05, "first learning rate; it falls to 0 along half a cosine", positive=True),
+    "teacher.momentum": _share(0.9, "SGD momentum"),
+    "teacher.weight_decay": Key(5e-4, "SGD weight decay", at_least=0),
+    "teacher.smallest_crop": Key(
+        0.25, "least area of its random crops over the image's", positive=True, at_most=1
     ),
 }
 
@@ -372,6 +419,7 @@ SCHEMA: dict[str, Key] = {
     **_DISTILL,
     **_CAM,
     **_EVALUATE,
+    **_TEACHER,
     **_REST,
 }
 

@@ -1,41 +1,49 @@
-"""The evaluation of a run: the distilled set, random real images, the network on all data."""
+"""The evaluation of a run: the distilled set, what it is held against, and fair scores."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from edf_jax import randomness, storage, synthetic, training
-from edf_jax.config import baseline_rates, flatten
+from edf_jax import randomness, synthetic, training
+from edf_jax.config import network_list
 from edf_jax.data import Dataset
-from edf_jax.evaluate.plain import Accuracies, Evaluator
+from edf_jax.errors import UserError
+from edf_jax.evaluate import scores, subjects
+from edf_jax.evaluate.bench import Bench, RealNetworks, Trial, images_per_class
+from edf_jax.evaluate.ledger import Ledger
+from edf_jax.evaluate.networks import MATCHED
+from edf_jax.evaluate.plain import Evaluator
+from edf_jax.evaluate.statistics import Accuracies
+from edf_jax.evaluate.subjects import Subject
+from edf_jax.evaluate.teacher import Teacher, get_teacher
+from edf_jax.evaluate.trials import OnEpochs
 from edf_jax.experts import expert_recipe, network_for, on_device
+from edf_jax.models import Network
 from edf_jax.progress import Progress
 from edf_jax.synthetic import DistilledSet
 
-_MOST_HELD_OUT = 2000
+_BASELINES = ("random", "herding", "k_centre", "real_soft")
 
 
-def make_evaluator(config, dataset: Dataset, *, epochs: int, name: str | None = None) -> Evaluator:
+def make_evaluator(config, dataset: Dataset, *, epochs: int) -> Evaluator:
     """The plain protocol with a config's settings, on a dataset's test images.
 
     Args:
         config: resolved.
         dataset: the real images.
         epochs: E_eval.
-        name: a network other than the distilling one.
     """
     options = config.evaluate
     images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
     return Evaluator(
-        network_for(config, dataset.info, name),
+        network_for(config, dataset.info),
         images,
         jnp.asarray(dataset.test.labels),
         prepare,
@@ -63,163 +71,283 @@ def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuraci
     return evaluate
 
 
-def random_baseline(
-    config, dataset: Dataset, evaluator: Evaluator, on_epochs=None
-) -> tuple[Accuracies, float]:
-    """Random real images of the same number per class, by the same recipe, at its best rate.
+def baseline_names(text: str) -> tuple[str, ...]:
+    """The baselines of `evaluate.baselines`.
 
-    The rate is the one of `evaluate.baseline_rates` with the best accuracy on held-out training
-    images, so that the baseline is as strong as it can be without looking at the test images.
-
-    Returns:
-        The test accuracies, and the rate.
+    Raises:
+        UserError: one isn't known.
     """
-    options = config.evaluate
-    labels = dataset.train.labels
-    rng = randomness.host_stream(config.seed, "random baseline")
-    chosen = synthetic.choose_random(rng, labels, config.distill.ipc)
-    rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    held_out = np.sort(rng.permutation(rest)[:_MOST_HELD_OUT])
-    images = np.asarray(dataset.info.normalisation.apply(dataset.train.images[chosen]))
-    targets = synthetic.hard_labels(labels[chosen], dataset.info.num_classes)
-    rates = baseline_rates(options.baseline_rates)
-    key = randomness.stream(config.seed, "random baseline")
-    best = rates[0]
-    if len(rates) > 1 and len(held_out):
-        states = evaluator.train(images, targets, jnp.asarray(rates), key, on_epochs=on_epochs)
-        stored, _ = on_device(dataset.train.images[held_out], dataset.info.normalisation)
-        right = evaluator.test(states, stored, jnp.asarray(labels[held_out]))
-        best = rates[int(np.argmax(right.values))]
-    key = randomness.stream(config.seed, "evaluation")
-    result = evaluator(images, targets, best, key, num=options.num, on_epochs=on_epochs)
-    return result, best
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        if name not in _BASELINES:
+            known = ", ".join(_BASELINES)
+            raise UserError(f"evaluate.baselines={text!r}: {name!r} is none of {known}")
+    return names
 
 
-def full_data(config, dataset: Dataset, expert_accuracies: Sequence[float]) -> tuple[Accuracies, str]:
-    """The network trained on all real data, and how it was trained.
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One figure of the result: what it is called, and what is measured."""
 
-    The experts' last test accuracies where `evaluate.full_epochs` is 0; else networks trained for
-    so many epochs by the experts' recipe.
-    """
-    epochs = config.evaluate.full_epochs
-    count = len(dataset.test.labels)
-    if not epochs:
-        return Accuracies(tuple(expert_accuracies), count), "the experts after their last epoch"
-    network = network_for(config, dataset.info)
-    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
-    recipe = expert_recipe(config, network, prepare)
-    key = randomness.stream(config.seed, "full data")
-    evaluator = make_evaluator(config, dataset, epochs=1)
-    states = _train_on_all(recipe, images, jnp.asarray(dataset.train.labels), config, key)
-    return evaluator.test(states), f"{epochs} epochs by the experts' recipe"
-
-
-def _train_on_all(recipe, images, labels, config, key) -> training.TrainState:
-    epochs = config.evaluate.full_epochs
-
-    @jax.jit
-    def train(keys, images, labels):
-        stretch = training.Epochs(
-            jnp.arange(epochs), jnp.full(epochs, config.experts.lr), jnp.zeros(epochs, bool)
-        )
-
-        def one(key):
-            state = training.initial_state(recipe, key)
-            return training.train_epochs(recipe, state, images, labels, stretch, key)[0]
-
-        return training.for_each_network(one)(keys)
-
-    return train(jax.random.split(key, config.evaluate.num), images, labels)
+    kind: str
+    trial: Trial
+    step: int | None = None
 
 
 def evaluate_run(
-    config, dataset: Dataset, expert_accuracies: Sequence[float], workdir: pathlib.Path
+    config,
+    dataset: Dataset,
+    expert_accuracies: Sequence[float],
+    workdir: pathlib.Path,
+    *,
+    real_networks: RealNetworks | None = None,
+    teacher: Callable[[], Teacher] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything a run is judged by, each part kept as soon as it is there.
 
+    Args:
+        config: resolved.
+        dataset: the real images.
+        expert_accuracies: the experts' last test accuracies; empty where there are no experts.
+        workdir: the run's folder; `evaluation.json` there keeps every figure.
+        real_networks: the experts, for baselines' features and soft labels.
+        teacher: makes or finds the teacher.
+        provenance: command, versions and hardware, kept beside every figure.
+
     Returns:
-        `result.json`'s figures: for `distilled`, `best_on_test`, `random` and `full` the mean,
-        standard deviation and number of networks, all in percent.
+        `result.json`'s figures: for each of `distilled`, `best_on_test`, `random` and so on, of
+        the first network, the mean, standard deviation, interval and number of networks, all in
+        percent; under `rows` those of every network, and under `scores` DD-Ranking's.
     """
     options = config.evaluate
-    last = synthetic.load(workdir / "distilled" / "last.safetensors")
-    best = synthetic.load(workdir / "distilled" / "best_on_test.safetensors")
-    parts = _Parts(workdir / "evaluation.json", _settings(config, last))
-    total = (len(baseline_rates(options.baseline_rates)) > 1) + 2 + (best.step != last.step)
-    evaluator = make_evaluator(config, dataset, epochs=options.epochs)
-    key = randomness.stream(config.seed, "evaluation")
-
-    with Progress("evaluate", total * (options.epochs + 1), "epoch") as bar:
+    bench = Bench(
+        config,
+        dataset,
+        workdir,
+        get_teacher=teacher or (lambda: get_teacher(config, dataset, workdir)),
+        real_networks=real_networks,
+    )
+    ledger = Ledger(workdir / "evaluation.json", {"seed": config.seed, **(provenance or {})})
+    names = network_list(options.networks) or (MATCHED,)
+    sets = _sets(config, dataset, workdir)
+    _check_full(config, expert_accuracies)
+    rows = [row for name in names for row in _rows(bench, name, sets)]
+    full = _FullData(config, dataset, bench, ledger, expert_accuracies)
+    pending = [row.trial for row in rows if ledger.find(bench.identity(row.trial)) is None]
+    found = []
+    with Progress("evaluate", sum(map(bench.epochs, pending)), "epoch") as bar:
 
         def on_epochs(count: int, loss: float) -> None:
             bar.update(count, loss=loss)
 
-        def of(distilled: DistilledSet) -> dict[str, Any]:
-            accuracies = evaluator(
-                distilled.images, distilled.labels, distilled.alpha, key,
-                num=options.num, on_epochs=on_epochs,
+        for row in rows:
+            found.append(_measure(bench, ledger, row, on_epochs))
+    for name in names:
+        figures = full.figures(name)
+        if figures is not None:
+            label = bench.network(name).name
+            found.append({"network": label, "protocol": "plain", "kind": "full", **figures})
+    return _result(config, bench, names, found)
+
+
+def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, tuple[Subject, int | None]]:
+    """The sets that are evaluated, with the step that each is of."""
+    if config.evaluate.distilled:
+        return {"distilled": (subjects.read(config.evaluate.distilled, dataset.info), None)}
+    folder = workdir / "distilled"
+    last = synthetic.load(folder / "last.safetensors")
+    sets = {"distilled": (subjects.of_distilled(last), last.step)}
+    path = folder / "best_on_test.safetensors"
+    if path.exists():
+        best = synthetic.load(path)
+        sets["best_on_test"] = (subjects.of_distilled(best), best.step)
+    return sets
+
+
+def _rows(
+    bench: Bench, name: str, sets: Mapping[str, tuple[Subject, int | None]]
+) -> Iterator[_Row]:
+    """The rows of one network, in the order of the result."""
+    options = bench.config.evaluate
+    last, _ = sets["distilled"]
+    for kind, (subject, step) in sets.items():
+        yield _Row(kind, Trial(subject, name, options.protocol, keep_labels=True), step)
+    ipc = images_per_class(last)
+    for kind in baseline_names(options.baselines):
+        yield _Row(kind, Trial(bench.baseline(kind, ipc), name, options.protocol))
+    if not options.scores:
+        return
+    rival = _rival(bench, last, ipc)
+    yield _Row("same_labels", Trial(rival, name, options.protocol))
+    yield _Row("distilled_hard", Trial(last.with_hard_labels(), name))
+    for kind, subject in (("distilled_no_augmentation", last), ("random_no_augmentation", rival)):
+        yield _Row(kind, Trial(subject, name, options.protocol, augmented=False))
+
+
+def _rival(bench: Bench, subject: Subject, ipc: int) -> Subject:
+    """Random real images that get the same kind of labels as the set."""
+    soft = bench.config.evaluate.protocol == "plain" and subject.has_soft_labels
+    return bench.baseline("real_soft" if soft else "random", ipc)
+
+
+def _measure(bench: Bench, ledger: Ledger, row: _Row, on_epochs: OnEpochs) -> dict[str, Any]:
+    trial = row.trial
+    figures = ledger.need(bench.identity(trial), lambda: bench.run(trial, on_epochs))
+    where = {
+        "network": bench.network(trial.network, trial.protocol).name,
+        "protocol": trial.protocol,
+        "kind": row.kind,
+    }
+    if trial.subject.note:
+        where["note"] = trial.subject.note
+    if row.step is not None:
+        where["step"] = row.step
+    return {**where, **figures}
+
+
+class _FullData:
+    """The networks trained on all real data: the experts, or new ones."""
+
+    def __init__(
+        self, config, dataset: Dataset, bench: Bench, ledger: Ledger, expert_accuracies
+    ):
+        self._config, self._dataset, self._bench = config, dataset, bench
+        self._ledger = ledger
+        self._expert_accuracies = tuple(expert_accuracies)
+
+    def figures(self, name: str) -> dict[str, Any] | None:
+        """Those of a network; None where nothing was trained on all data and nothing is to be."""
+        epochs = self._config.evaluate.full_epochs
+        if not epochs:
+            if name != MATCHED or not self._expert_accuracies:
+                return None
+            count = len(self._dataset.test.labels)
+            how = "the experts after their last epoch"
+            return {**Accuracies(self._expert_accuracies, count).figures(), "how": how}
+        network = self._bench.network(name)
+        identity = {
+            "full": epochs,
+            "network": name,
+            "params": network.num_params,
+            "num": self._config.evaluate.num,
+            "experts": self._config.experts.to_dict(),
+            "augment": self._config.augment.to_dict(),
+            "seed": self._config.seed,
+            "dataset": self._dataset.info.fingerprint,
+        }
+        return self._ledger.need(
+            identity,
+            lambda: {
+                **full_data(self._config, self._dataset, network).figures(),
+                "how": f"{epochs} epochs by the experts' recipe",
+            },
+        )
+
+
+def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
+    """Accuracies of networks trained on all real data by the experts' recipe.
+
+    For `evaluate.full_epochs` epochs.
+    """
+    options = config.evaluate
+    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
+    test_images, _ = on_device(dataset.test.images, dataset.info.normalisation)
+    labels, test_labels = jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)
+    recipe = expert_recipe(config, network, prepare)
+    keys = jax.random.split(randomness.stream(config.seed, "full data"), options.num)
+
+    @jax.jit
+    def start(keys):
+        return jax.vmap(lambda key: training.initial_state(recipe, jax.random.fold_in(key, 0)))(keys)
+
+    @jax.jit
+    def epoch(states, keys, index, images, labels):
+        this = training.Epochs(index[None], jnp.full(1, config.experts.lr), jnp.zeros(1, bool))
+
+        def one(state, key):
+            key = jax.random.fold_in(key, 1)
+            state, loss = training.train_epochs(recipe, state, images, labels, this, key)
+            return state, loss[0]
+
+        return training.for_each_network(one)(states, keys)
+
+    @jax.jit
+    def test(states, images, labels):
+        return training.for_each_network(
+            lambda state: training.accuracy(
+                network, state.theta, state.batch_stats, images, labels, prepare
             )
-            return {**_figures(accuracies), "step": distilled.step, "alpha": distilled.alpha}
+        )(states)
 
-        def random() -> dict[str, Any]:
-            accuracies, rate = random_baseline(config, dataset, evaluator, on_epochs)
-            return {**_figures(accuracies), "rate": rate}
+    states = start(keys)
+    with Progress("full data", options.full_epochs, "epoch") as bar:
+        for index in range(options.full_epochs):
+            states, loss = epoch(states, keys, jnp.int32(index), images, labels)
+            bar.update(loss=float(jnp.mean(loss)))
+    right = test(states, test_images, test_labels) * 100
+    return Accuracies(tuple(float(x) for x in right), len(dataset.test.labels))
 
-        def full() -> dict[str, Any]:
-            accuracies, how = full_data(config, dataset, expert_accuracies)
-            return {**_figures(accuracies), "how": how}
 
-        parts.need("distilled", lambda: of(last))
-        if best.step == last.step:
-            parts.need("best_on_test", lambda: parts.found["distilled"])
-        else:
-            parts.need("best_on_test", lambda: of(best))
-        parts.need("random", random)
-        parts.need("full", full)
+def _check_full(config, expert_accuracies: Sequence[float]) -> None:
+    options = config.evaluate
+    if options.scores and not options.full_epochs and not len(expert_accuracies):
+        raise UserError(
+            "evaluate.scores=True needs networks trained on all real data, and there are no "
+            "experts here: set evaluate.full_epochs"
+        )
 
-    result: dict[str, Any] = {"select": config.distill.select, "num_eval": options.num}
-    result["num_test_images"] = parts.found["distilled"]["num_images"]
-    for name, part in parts.found.items():
-        for figure, value in part.items():
-            if figure != "num_images":
-                result[f"{name}_{figure}"] = value
-    if result["random_mean"] >= result["distilled_mean"]:
+
+def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any]]) -> dict:
+    """`result.json`'s figures of all rows."""
+    options = config.evaluate
+    first = bench.network(names[0]).name
+    by_kind = {row["kind"]: row for row in rows if row["network"] == first}
+    result: dict[str, Any] = {
+        "select": config.distill.select,
+        "seed": config.seed,
+        "network": first,
+        "protocol": options.protocol,
+        "num_eval": options.num,
+        "num_test_images": len(bench.dataset.test.labels),
+    }
+    result.setdefault("best_on_test_mean", None)
+    if "best_on_test" not in by_kind and not options.distilled:
+        by_kind["best_on_test"] = by_kind["distilled"]
+    for kind, row in by_kind.items():
+        hidden = ("num_images", "network", "protocol", "kind", "provenance", "seconds")
+        result |= {f"{kind}_{k}": v for k, v in row.items() if k not in hidden}
+    if options.protocol != "plain":
+        result["teacher"] = bench.teacher.record()
+    result["scores"] = [
+        {"network": name, **score}
+        for name in dict.fromkeys(row["network"] for row in rows)
+        if (score := _scores([row for row in rows if row["network"] == name]))
+    ]
+    result["rows"] = rows
+    if "random" in by_kind and by_kind["random"]["mean"] >= by_kind["distilled"]["mean"]:
         logging.warning("the distilled set is no better than random real images")
     return result
 
 
-def _figures(accuracies: Accuracies) -> dict[str, Any]:
-    return {
-        "mean": accuracies.mean,
-        "std": accuracies.std,
-        "num_eval": len(accuracies.values),
-        "accuracies": list(accuracies.values),
-        "num_images": accuracies.num_images,
-    }
-
-
-def _settings(config, last: DistilledSet) -> dict[str, Any]:
-    flat = flatten(config)
-    chosen = {k: v for k, v in flat.items() if k.startswith("evaluate.")}
-    return {**chosen, "images": storage.digest(last.images), "seed": config.seed}
-
-
-class _Parts:
-    """Figures kept on disk one by one, for one choice of settings."""
-
-    def __init__(self, path: pathlib.Path, settings: dict[str, Any]):
-        self._path, self._settings = path, settings
-        self.found: dict[str, Any] = {}
-        try:
-            record = json.loads(path.read_text())
-            if record["settings"] == settings:
-                self.found = record["parts"]
-        except (OSError, ValueError, KeyError):
-            pass
-
-    def need(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Makes a part unless it is there."""
-        if name not in self.found:
-            self.found[name] = make()
-            record = {"settings": self._settings, "parts": self.found}
-            storage.write_text(self._path, json.dumps(record, indent=1))
+def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """DD-Ranking's scores of one network's rows; {} where they weren't measured."""
+    found = {row["kind"]: scores.Measured(row["mean"], row["std"]) for row in rows}
+    figures: dict[str, Any] = {}
+    if {"full", "distilled_hard", "same_labels"} <= set(found):
+        robust = scores.label_robust(
+            found["full"], found["distilled_hard"], found["distilled"], found["same_labels"]
+        )
+        figures |= {"lrs": robust.value, "lrs_std": robust.std}
+        figures |= {"ior": robust.first.mean, "ior_std": robust.first.std}
+        figures |= {"hlr": robust.second.mean, "hlr_std": robust.second.std}
+    if {"distilled_no_augmentation", "random_no_augmentation"} <= set(found):
+        robust = scores.augmentation_robust(
+            found["distilled"],
+            found["same_labels"],
+            found["distilled_no_augmentation"],
+            found["random_no_augmentation"],
+        )
+        figures |= {"ars": robust.value, "ars_std": robust.std}
+        figures |= {"gain": robust.first.mean, "gain_no_augmentation": robust.second.mean}
+    return figures

@@ -22,7 +22,6 @@ import numpy as np
 from edf_jax import losses, randomness, storage, training
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
-from edf_jax.errors import UserError
 from edf_jax.evaluate import views
 from edf_jax.evaluate.networks import find_network
 from edf_jax.experts import on_device

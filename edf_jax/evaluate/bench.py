@@ -1,0 +1,410 @@
+"""One dataset and one config, on which any labelled images are evaluated by any protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import randomness, storage, synthetic, training
+from edf_jax.config import baseline_rates, flatten
+from edf_jax.data import Dataset
+from edf_jax.errors import UserError
+from edf_jax.evaluate import baselines, fkd, protocols, subjects
+from edf_jax.evaluate.networks import MATCHED, find_network
+from edf_jax.evaluate.plain import Evaluator
+from edf_jax.evaluate.subjects import Subject
+from edf_jax.evaluate.teacher import Teacher
+from edf_jax.evaluate.trials import OnEpochs, Trials
+from edf_jax.experts import on_device
+from edf_jax.models import Network
+
+# Real training images that choose a rate, at most.
+_MOST_HELD_OUT = 2000
+# What plain training depends on beside the set.
+_PLAIN_KEYS = (
+    "augment.strategy",
+    "augment.crop_ratio",
+    "evaluate.epochs",
+    "evaluate.batch",
+    "evaluate.momentum",
+    "evaluate.weight_decay",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One measurement.
+
+    Attributes:
+        subject: the images.
+        network: a name, `networks.MATCHED` for the distilling one.
+        protocol: `plain`, `rded` or `sre2l`.
+        augmented: False trains on the images as they are.
+        keep_labels: whether the table of the SRe2L protocol is kept as a file.
+    """
+
+    subject: Subject
+    network: str = MATCHED
+    protocol: str = "plain"
+    augmented: bool = True
+    keep_labels: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RealNetworks:
+    """Networks trained on the real data, whose features and labels baselines are made of.
+
+    Attributes:
+        network: their architecture.
+        snapshot: `k -> (theta, batch_stats)` of each.
+        count: how many there are.
+        name: which they are, for people.
+    """
+
+    network: Network
+    snapshot: Callable[[int], tuple[jax.Array, Any]]
+    count: int
+    name: str
+
+
+class Bench:
+    """Makes trials and their programs; each program is compiled once."""
+
+    def __init__(
+        self,
+        config,
+        dataset: Dataset,
+        workdir: pathlib.Path,
+        *,
+        get_teacher: Callable[[], Teacher],
+        real_networks: RealNetworks | None = None,
+    ):
+        """Prepares the bench.
+
+        Args:
+            config: resolved.
+            dataset: the real images.
+            workdir: stored soft labels are kept in `fkd/` here.
+            get_teacher: called when a trial first needs the teacher.
+            real_networks: what baselines' features and soft labels are from; the teacher where
+                None.
+        """
+        self.config, self.dataset = config, dataset
+        self._folder = workdir / "fkd"
+        self._get_teacher = functools.cache(get_teacher)
+        self._real_networks = real_networks
+        self._evaluators: dict[tuple, Trials] = {}
+        self._test, self._prepare = on_device(dataset.test.images, dataset.info.normalisation)
+        self._test_labels = jnp.asarray(dataset.test.labels)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, trained now if it has to be."""
+        return self._get_teacher()
+
+    def network(self, name: str, protocol: str = "plain") -> Network:
+        """The architecture that a trial trains; RDED's has batch norm where it can choose."""
+        width = 0 if name == MATCHED else self.config.evaluate.width
+        return find_network(
+            self.config, self.dataset.info, name, width=width, batch_norm=protocol == "rded"
+        )
+
+    def evaluator(self, trial: Trial) -> Trials:
+        """The programs of a trial's network and protocol."""
+        batch = self._batch(trial)
+        key = (trial.network, trial.protocol, trial.augmented, batch)
+        if trial.protocol == "sre2l":
+            key = (trial.network, trial.protocol, batch)
+        if key not in self._evaluators:
+            self._evaluators[key] = self._make_evaluator(trial, batch)
+        return self._evaluators[key]
+
+    def _make_evaluator(self, trial: Trial, batch: int) -> Trials:
+        config, options = self.config, self.config.evaluate
+        network = self.network(trial.network, trial.protocol)
+        test = (self._test, self._test_labels, self._prepare)
+        if trial.protocol == "rded":
+            return protocols.RdedEvaluator(
+                network,
+                self.teacher,
+                *test,
+                epochs=options.kd_epochs,
+                batch=batch,
+                augmented=trial.augmented,
+            )
+        if trial.protocol == "sre2l":
+            return protocols.Sre2lEvaluator(
+                network, *test, epochs=options.kd_epochs, batch=batch
+            )
+        return Evaluator(
+            network,
+            *test,
+            epochs=options.epochs,
+            batch=batch,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            strategy=config.augment.strategy if trial.augmented else "none",
+            crop_ratio=config.augment.crop_ratio,
+        )
+
+    def _batch(self, trial: Trial) -> int:
+        options, count = self.config.evaluate, len(trial.subject.images)
+        if trial.protocol == "plain":
+            return options.batch
+        num_classes = self.dataset.info.num_classes
+        own = protocols.SRE2L_BATCH
+        if trial.protocol == "rded":
+            own = protocols.rded_batch(count // num_classes, num_classes)
+        return min(options.kd_batch or own, count)
+
+    def epochs(self, trial: Trial) -> int:
+        """How many epochs a trial trains, the search for a rate included."""
+        options = self.config.evaluate
+        if trial.protocol != "plain":
+            return options.kd_epochs
+        return (options.epochs + 1) * (1 + (self._known_rate(trial) is None))
+
+    def identity(self, trial: Trial) -> dict[str, Any]:
+        """Everything that decides a trial's figures."""
+        flat = flatten(self.config)
+        options = self.config.evaluate
+        identity: dict[str, Any] = {
+            "subject": trial.subject.digest,
+            "dataset": self.dataset.info.fingerprint,
+            "network": trial.network,
+            "params": self.network(trial.network, trial.protocol).num_params,
+            "protocol": trial.protocol,
+            "augmented": trial.augmented,
+            "batch": self._batch(trial),
+            "num": options.num,
+            "seed": self.config.seed,
+            "precision": self.config.precision,
+        }
+        if trial.network == MATCHED:
+            identity |= {name: value for name, value in flat.items() if name.startswith("model.")}
+        if trial.protocol == "plain":
+            identity |= {name: flat[name] for name in _PLAIN_KEYS}
+            known = self._known_rate(trial)
+            identity["rate"] = options.baseline_rates if known is None else known
+        else:
+            identity |= {"epochs": options.kd_epochs, "teacher": self.teacher.digest}
+        return identity
+
+    def _known_rate(self, trial: Trial) -> float | None:
+        """The rate of a plain trial that needs no search: the learned one, or the only one.
+
+        A learned rate fits the network it was learned with, and the labels.
+        """
+        rates = baseline_rates(self.config.evaluate.baseline_rates)
+        policy, alpha = self.config.evaluate.rate, trial.subject.alpha
+        if alpha is not None and policy != "search":
+            own = trial.subject.config
+            matched = trial.network == MATCHED and all(
+                own.get(name, value) == value
+                for name, value in flatten(self.config).items()
+                if name.startswith("model.") and name != "model.convolution"
+            )
+            if matched or policy == "learned":
+                return alpha
+        return rates[0] if len(rates) == 1 else None
+
+    def run(self, trial: Trial, on_epochs: OnEpochs | None = None) -> dict[str, Any]:
+        """A trial's figures: accuracies, the rate and where it is from."""
+        evaluator = self.evaluator(trial)
+        seed, subject = self.config.seed, trial.subject
+        targets: Any = subject.labels
+        extra: dict[str, Any] = {}
+        if trial.protocol == "plain":
+            rate, how = self._rate(trial, evaluator, on_epochs)
+        else:
+            rate, how = protocols.rate_of(evaluator.network), "the protocol's"
+        if trial.protocol == "rded":
+            targets = np.zeros(len(subject.images), np.int32)
+            checks = ", ".join(str(e + 1) for e in protocols.rded_checks(evaluator.total))
+            extra["chosen"] = f"the best on test images after epochs {checks}"
+        elif trial.protocol == "sre2l":
+            targets, sizes = self._table(trial)
+            extra |= sizes
+        key = randomness.stream(seed, "evaluation")
+        accuracies = evaluator(
+            subject.images,
+            targets,
+            rate,
+            key,
+            num=self.config.evaluate.num,
+            on_epochs=on_epochs,
+        )
+        return {**accuracies.figures(), "rate": float(rate), "rate_from": how, **extra}
+
+    def _rate(
+        self, trial: Trial, evaluator: Trials, on_epochs: OnEpochs | None
+    ) -> tuple[float, str]:
+        known = self._known_rate(trial)
+        if known is not None:
+            return known, "learned" if known == trial.subject.alpha else "given"
+        rates = baseline_rates(self.config.evaluate.baseline_rates)
+        held_out = self.held_out(trial.subject)
+        if not len(held_out):
+            return rates[0], "the first, since no training images are left to choose on"
+        train = self.dataset.train
+        images, _ = on_device(train.images[held_out], self.dataset.info.normalisation)
+        rate = search_rate(
+            evaluator,
+            trial.subject,
+            rates,
+            randomness.stream(self.config.seed, "random baseline"),
+            images,
+            jnp.asarray(train.labels[held_out]),
+            on_epochs,
+        )
+        return rate, f"best of {len(rates)} on {len(held_out)} held-out training images"
+
+    def held_out(self, subject: Subject) -> np.ndarray:
+        """Positions of training images that a rate is chosen on; none is in the subject."""
+        everything = np.arange(len(self.dataset.train.labels))
+        rest = np.setdiff1d(everything, [] if subject.positions is None else subject.positions)
+        rng = randomness.host_stream(self.config.seed, "held-out images")
+        return np.sort(rng.permutation(rest)[:_MOST_HELD_OUT])
+
+    def _table(self, trial: Trial) -> tuple[fkd.Table, dict[str, Any]]:
+        """What students of the SRe2L protocol see, and its size beside the images'."""
+        options, subject, teacher = self.config.evaluate, trial.subject, self.teacher
+        details = {
+            "subject": subject.digest,
+            "teacher": teacher.digest,
+            "teacher_name": teacher.name,
+            "epochs": options.kd_epochs,
+            "batch": self._batch(trial),
+            "image_shape": list(subject.images.shape[1:]),
+            "temperature": protocols.TEMPERATURE,
+            "augmented": trial.augmented,
+            "seed": self.config.seed,
+        }
+        path = self._folder / f"{storage.digest_of_record(details)[:16]}.safetensors"
+        if path.exists():
+            table, found = fkd.load(path)
+            if found == details:
+                return table, _sizes(table, subject, path)
+        table = protocols.make_table(
+            randomness.stream(self.config.seed, "stored soft labels"),
+            subject.images,
+            teacher,
+            epochs=options.kd_epochs,
+            batch=self._batch(trial),
+            augmented=trial.augmented,
+        )
+        if trial.keep_labels:
+            fkd.save(path, table, details)
+        return table, _sizes(table, subject, path if trial.keep_labels else None)
+
+    def baseline(self, name: str, ipc: int) -> Subject:
+        """Real images that a distilled set is held against.
+
+        Args:
+            name: `random`, `herding`, `k_centre`, or `real_soft`: the random ones with soft labels.
+            ipc: images per class.
+        """
+        train, info = self.dataset.train, self.dataset.info
+        if name in ("random", "real_soft"):
+            rng = randomness.host_stream(self.config.seed, "random baseline")
+            chosen = synthetic.choose_random(rng, train.labels, ipc)
+            note = "random, their own labels"
+        else:
+            choose = {"herding": baselines.herding, "k_centre": baselines.k_centre}[name]
+            features, source = self._features
+            chosen = choose(features, train.labels, ipc)
+            note = f"by the features of {source}"
+        subject = subjects.of_real(train.images, train.labels, chosen, info, note)
+        return self._with_soft_labels(subject) if name == "real_soft" else subject
+
+    @functools.cached_property
+    def _features(self) -> tuple[np.ndarray, str]:
+        """Features `[N, F]` of all training images, and whose they are."""
+        source = self._source
+        theta, batch_stats = source.snapshot(0)
+        images, prepare = on_device(self.dataset.train.images, self.dataset.info.normalisation)
+
+        @jax.jit
+        def features(theta, batch_stats, images):
+            maps = source.network.features(theta, prepare(images), batch_stats)
+            return maps.reshape(len(images), -1)
+
+        parts = [
+            np.asarray(features(theta, batch_stats, images[i : i + 256]))
+            for i in range(0, len(images), 256)
+        ]
+        return np.concatenate(parts), source.name
+
+    def _with_soft_labels(self, subject: Subject) -> Subject:
+        """Logits averaged over the networks that are right, as distillation starts from."""
+        source = self._source
+        predict = jax.jit(
+            lambda theta, stats, x: training.predict(source.network, theta, stats, x, lambda y: y)
+        )
+        inputs = jnp.asarray(subject.images)
+        logits = jnp.stack([predict(*source.snapshot(k), inputs) for k in range(source.count)])
+        labels = synthetic.average_labels(logits, jnp.asarray(subject.classes))
+        return dataclasses.replace(
+            subject, labels=np.asarray(labels, np.float32), note=f"random, labels of {source.name}"
+        )
+
+    @property
+    def _source(self) -> RealNetworks:
+        if self._real_networks is not None:
+            return self._real_networks
+        teacher = self.teacher
+        return RealNetworks(teacher.network, lambda _: teacher.arrays, 1, teacher.name)
+
+
+def search_rate(
+    evaluator: Trials,
+    subject: Subject,
+    rates: Sequence[float],
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    on_epochs: OnEpochs | None = None,
+) -> float:
+    """The rate whose network is best on held-out images; one network is trained with each.
+
+    Args:
+        evaluator: the recipe.
+        subject: what is trained on.
+        rates: to choose from.
+        key: for initialisation and training.
+        images: `[m, H, W, C]` as stored, held-out real training images; never test images.
+        labels: `[m]`.
+        on_epochs: as in `Trials.train`.
+    """
+    states = evaluator.train(
+        subject.images, subject.labels, jnp.asarray(rates), key, on_epochs=on_epochs
+    )
+    right = evaluator.test(states, images, labels)
+    return rates[int(np.argmax(right.values))]
+
+
+def images_per_class(subject: Subject) -> int:
+    """How many images a class has, on average rounded down.
+
+    Raises:
+        UserError: less than one.
+    """
+    ipc = len(subject.images) // subject.labels.shape[1]
+    if ipc < 1:
+        raise UserError(
+            f"{subject.note}: {len(subject.images)} images for {subject.labels.shape[1]} classes; "
+            "a comparison with real images needs one a class"
+        )
+    return ipc
+
+
+def _sizes(table: fkd.Table, subject: Subject, path: pathlib.Path | None) -> dict[str, Any]:
+    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": subject.images.nbytes}
+    return sizes if path is None else {**sizes, "soft_label_file": str(path)}

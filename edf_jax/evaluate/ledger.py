@@ -1,0 +1,58 @@
+"""Figures kept on disk one by one, each with what decides it and what made it."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edf_jax import storage
+
+
+class Ledger:
+    """Measurements by identity, so that none is made twice and none is mistaken for another."""
+
+    def __init__(self, path: pathlib.Path, provenance: Mapping[str, Any]):
+        """Opens a ledger.
+
+        Args:
+            path: a JSON file; made when the first figure is kept.
+            provenance: command, seed, versions and hardware, kept beside every new figure.
+        """
+        self._path = path
+        self._provenance = dict(provenance)
+        self._entries: dict[str, Any] = {}
+        if path.exists():
+            try:
+                self._entries = dict(storage.read_record(path)["entries"])
+            except (storage.DamagedFile, KeyError, TypeError):
+                logging.warning("%s can't be read: its figures are measured again", path)
+
+    def find(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The figures of an identity, with their provenance; None where they aren't known."""
+        return self._entries.get(storage.digest_of_record(dict(identity)))
+
+    def need(
+        self, identity: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The figures of an identity, made unless they are known.
+
+        Args:
+            identity: everything that decides them, as JSON holds it.
+            make: makes them.
+
+        Returns:
+            The figures, `seconds` that making them took, and their `provenance`.
+        """
+        found = self.find(identity)
+        if found is None:
+            began = time.monotonic()
+            figures = make()
+            seconds = round(time.monotonic() - began, 1)
+            found = {**figures, "seconds": seconds, "provenance": self._provenance}
+            key = storage.digest_of_record(dict(identity))
+            self._entries[key] = found
+            storage.write_record(self._path, {"entries": self._entries})
+        return found

@@ -1,0 +1,202 @@
+"""The protocols with a teacher, RDED's and SRe2L's: KL divergence at temperature 20, AdamW.
+
+References:
+  Sun et al., "On the Diversity and Realism of Distilled Dataset" (RDED, 2312.03526); Yin et al.,
+  "Squeeze, Recover and Relabel" (SRe2L, 2306.13092).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import losses, training
+from edf_jax.evaluate import fkd, views
+from edf_jax.evaluate.teacher import Teacher
+from edf_jax.evaluate.trials import Trials
+from edf_jax.models import Network
+
+TEMPERATURE = 20.0
+WEIGHT_DECAY = 0.01
+RATE = 1e-3
+# RDED's official rates of the architectures that it gives another.
+_RATES = {"AlexNet": 1e-4, "VGG11": 5e-4, "ViT": 1e-4}
+SRE2L_BATCH = 1024
+
+
+def rate_of(network: Network) -> float:
+    """AdamW's rate: 1e-3, but for the architectures to which RDED's official code gives another."""
+    family = next((name for name in _RATES if network.name.startswith(name)), None)
+    return RATE if family is None else _RATES[family]
+
+
+def schedule(epochs: int, rate: jax.Array, *, halves: float) -> training.Epochs:
+    """`rate * (1 + cos(pi * e / (halves * epochs))) / 2` in epoch e.
+
+    Args:
+        epochs: how many.
+        rate: the first.
+        halves: 1 ends at zero (SRe2L), 2 at half of the rate (RDED).
+    """
+    index = jnp.arange(epochs, dtype=jnp.int32)
+    rates = rate * 0.5 * (1 + jnp.cos(jnp.pi * index / (halves * epochs)))
+    return training.Epochs(index, rates, jnp.zeros(epochs, bool))
+
+
+def rded_batch(ipc: int, num_classes: int) -> int:
+    """RDED's batch size: 10, 50, 100 from IPC 1, 10, 50 on, twice that from 100 classes on."""
+    batch = 10 if ipc < 10 else 50 if ipc < 50 else 100
+    return batch * (2 if num_classes >= 100 else 1)
+
+
+def rded_checks(epochs: int) -> tuple[int, ...]:
+    """The zero-based epochs of which RDED reports the best: each tenth of the last fifth."""
+    return tuple(
+        epoch
+        for epoch in range(epochs)
+        if (epoch % 10 == 9 or epoch == epochs - 1) and epoch > 0.8 * epochs
+    )
+
+
+def kl_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """KL divergence from the teacher's logits at the protocols' temperature."""
+    return losses.kl_divergence(logits, targets, TEMPERATURE, mask)
+
+
+class RdedEvaluator(Trials):
+    """RDED's protocol: the teacher labels every augmented batch as it comes.
+
+    Targets are one number an image, of which nothing is read. An accuracy is the best of
+    `rded_checks`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        teacher: Teacher,
+        test_images: jax.Array,
+        test_labels: jax.Array,
+        prepare: training.Prepare,
+        *,
+        epochs: int,
+        batch: int,
+        augmented: bool = True,
+    ):
+        """Prepares the recipe.
+
+        Args:
+            network: the architecture.
+            teacher: labels the batches.
+            test_images: `[N, H, W, C]` as stored.
+            test_labels: `[N]`.
+            prepare: from stored test images to inputs; they are then enlarged as RDED's are.
+            epochs: how many.
+            batch: training batch size.
+            augmented: False leaves the images as they are (for the augmentation-robust score).
+        """
+
+        def make_recipe(arrays) -> training.Recipe:
+            return training.Recipe(
+                network,
+                kl_loss,
+                training.adamw(network, WEIGHT_DECAY),
+                views.rded if augmented else lambda key, images: images,
+                lambda images: images,
+                batch,
+                teach=functools.partial(teacher.logits, arrays),
+                mixes=augmented,
+            )
+
+        super().__init__(
+            network,
+            make_recipe,
+            functools.partial(schedule, epochs, halves=2.0),
+            epochs,
+            test_images,
+            test_labels,
+            lambda images: views.enlarge(prepare(images)),
+            context=teacher.arrays,
+            checks=rded_checks(epochs),
+        )
+
+
+class Sre2lEvaluator(Trials):
+    """SRe2L's protocol (FKD): all students see the same stored batches; targets are a table."""
+
+    def __init__(
+        self,
+        network: Network,
+        test_images: jax.Array,
+        test_labels: jax.Array,
+        prepare: training.Prepare,
+        *,
+        epochs: int,
+        batch: int,
+    ):
+        """Prepares the recipe.
+
+        Args:
+            network: the architecture.
+            test_images: `[N, H, W, C]` as stored.
+            test_labels: `[N]`.
+            prepare: from stored test images to inputs.
+            epochs: how many, no more than the tables have.
+            batch: that of the tables.
+        """
+        recipe = training.Recipe(
+            network,
+            kl_loss,
+            training.adamw(network, WEIGHT_DECAY),
+            lambda key, images: images,
+            lambda images: images,
+            batch,
+        )
+        super().__init__(
+            network,
+            lambda _: recipe,
+            functools.partial(schedule, epochs, halves=1.0),
+            epochs,
+            test_images,
+            test_labels,
+            prepare,
+            view=fkd.show,
+        )
+
+
+def make_table(
+    key: jax.Array,
+    images: np.ndarray,
+    teacher: Teacher,
+    *,
+    epochs: int,
+    batch: int,
+    augmented: bool = True,
+) -> fkd.Table:
+    """What all students of the SRe2L protocol see of a set, labelled by the teacher.
+
+    Args:
+        key: for all draws.
+        images: `[n, H, W, C]`, normalised.
+        teacher: labels them.
+        epochs: how many.
+        batch: training batch size.
+        augmented: False shows every image whole and unmixed.
+    """
+
+    @jax.jit
+    def make(key, images, arrays):
+        table = fkd.draw(
+            key,
+            epochs,
+            len(images),
+            images.shape[1:3],
+            teacher.network.num_classes,
+            batch,
+            augmented=augmented,
+        )
+        return fkd.label(table, images, functools.partial(teacher.logits, arrays))
+
+    return jax.tree.map(np.asarray, make(key, jnp.asarray(images, jnp.float32), teacher.arrays))

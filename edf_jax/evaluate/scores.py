@@ -1,0 +1,105 @@
+"""DD-Ranking's scores, which take labels and augmentation out of a comparison.
+
+An accuracy says as much about the labels' teacher and the augmentation as about the images. The
+label-robust score (LRS) weighs how far hard labels alone bring a network back to the real data's
+accuracy (HLR, hard label recovery) against what is won over random real images by the same
+protocol (IOR, improvement over random). The augmentation-robust score (ARS) weighs what is won
+over random real images with the protocol's augmentation against what is won without any.
+
+References:
+  Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation" (2505.13300), and its
+  documentation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+# The leaderboard's weight of either part.
+EQUAL = 0.5
+
+
+class Measured(NamedTuple):
+    """A mean of several networks and its deviation, in percent."""
+
+    mean: float
+    std: float = 0.0
+
+    def minus(self, other: Measured) -> Measured:
+        """The difference of independent measurements."""
+        return Measured(self.mean - other.mean, math.hypot(self.std, other.std))
+
+
+class Score(NamedTuple):
+    """A score in [0, 100] and its parts.
+
+    Attributes:
+        value: the score.
+        std: to first order, from its parts' deviations.
+        first: IOR of the LRS; the gain with augmentation of the ARS; percentage points.
+        second: HLR of the LRS; the gain without augmentation of the ARS; percentage points.
+    """
+
+    value: float
+    std: float
+    first: Measured
+    second: Measured
+
+
+def normalise(alpha: float) -> float:
+    """`100 (e^alpha - e^-1) / (e - e^-1)`: from [-1, 1] to [0, 100]."""
+    return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust(
+    real_hard: Measured,
+    distilled_hard: Measured,
+    distilled: Measured,
+    random: Measured,
+    *,
+    weight: float = EQUAL,
+) -> Score:
+    """LRS, of `alpha = w IOR - (1 - w) HLR` in fractions of one.
+
+    Args:
+        real_hard: accuracy of all real data with hard labels.
+        distilled_hard: of the distilled images with hard labels.
+        distilled: of the distilled set by the protocol.
+        random: of as many random real images by the same protocol.
+        weight: w, of IOR.
+    """
+    recovery = real_hard.minus(distilled_hard)
+    improvement = distilled.minus(random)
+    alpha = weight * improvement.mean - (1 - weight) * recovery.mean
+    std = math.hypot(weight * improvement.std, (1 - weight) * recovery.std)
+    return _score(alpha, std, improvement, recovery)
+
+
+def augmentation_robust(
+    distilled: Measured,
+    random: Measured,
+    distilled_plain: Measured,
+    random_plain: Measured,
+    *,
+    weight: float = EQUAL,
+) -> Score:
+    """ARS, of `beta = g (gain with augmentation) + (1 - g) (gain without)` in fractions of one.
+
+    Args:
+        distilled: accuracy of the distilled set by the protocol.
+        random: of as many random real images by the same protocol.
+        distilled_plain: of the distilled set without augmentation.
+        random_plain: of the random images without augmentation.
+        weight: g, of the gain with augmentation.
+    """
+    augmented = distilled.minus(random)
+    plain = distilled_plain.minus(random_plain)
+    beta = weight * augmented.mean + (1 - weight) * plain.mean
+    std = math.hypot(weight * augmented.std, (1 - weight) * plain.std)
+    return _score(beta, std, augmented, plain)
+
+
+def _score(alpha: float, std: float, first: Measured, second: Measured) -> Score:
+    slope = 100 * math.exp(alpha / 100) / (math.e - math.exp(-1))
+    return Score(normalise(alpha / 100), slope * std / 100, first, second)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -13,17 +13,49 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from edf_jax.config import FREE, flatten
+from edf_jax import storage
+from edf_jax.config import AUTO, FREE, SCHEMA, flatten
 from edf_jax.errors import UserError
-from edf_jax.storage import write_text
 
 _HEARTBEAT = 2.0
 _PACKAGES = ("edf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What a run that came to nothing leaves, and takes away again.
+_BOOKKEEPING = {".lock", "config.json", "times.json", "metrics.jsonl", "experts/.lock"}
+_FOLDERS = ("", "distilled", "checkpoints", "figures")
+_log = logging.getLogger(__name__)
+
+
+def check_same(what: Any, before: Mapping[str, Any], config) -> None:
+    """Refuses a config that differs in a pinned key from the one that something was made with.
+
+    Args:
+        what: that thing, for the message.
+        before: its config, flat; a key that was no key then counts as its default.
+        config: resolved, of now.
+
+    Raises:
+        UserError: names the key and both values.
+    """
+    now = flatten(config)
+    for name, value in now.items():
+        default = SCHEMA[name].default
+        was = before.get(name, value if default == AUTO else default)
+        if was != value and not name.startswith(FREE):
+            raise UserError(
+                f"{what} was started with {name}={was!r}, not {value!r}: "
+                "give another --workdir, or that value"
+            )
+    iterations = before.get("distill.iterations")
+    if isinstance(iterations, int) and iterations > now["distill.iterations"]:
+        raise UserError(
+            f"{what} was started with distill.iterations={iterations}: fewer "
+            f"({now['distill.iterations']}) need another --workdir"
+        )
 
 
 class Run:
@@ -41,94 +73,133 @@ class Run:
         self.command = command
         self._times: dict[str, float] = {}
         self._stage = "set-up"
+        self._ticking = threading.Lock()
+
+    def check(self) -> None:
+        """Refuses a folder that can't be this run's; writes nothing.
+
+        Raises:
+            UserError: it is no path, or belongs to another config.
+        """
+        if "://" in str(self.workdir):
+            raise UserError(f"--workdir={self.workdir}: give a folder on this machine")
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise UserError(f"--workdir={self.workdir} is a file: give a folder")
+        pinned = self._pinned()
+        if pinned:
+            check_same(self.workdir, pinned, self.config)
 
     def __enter__(self) -> Run:
-        if "://" in str(self.workdir):
-            raise UserError(f"--workdir={self.workdir}: give a folder of this machine's file system")
-        pinned = self._pinned()
-        if pinned is not None:
-            self._check_same(pinned)
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.workdir / ".lock", "w")
-        except OSError as error:
-            raise UserError(f"--workdir={self.workdir} can't be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process works on {self.workdir}: wait for it or give another --workdir"
-            ) from None
-        write_text(self.workdir / "config.json", self.config.to_json(indent=1, sort_keys=True))
-        self._times = _read_json(self.workdir / "times.json") or {}
+        self.check()
+        self._new_folders = [p for p in (self.workdir, *self.workdir.parents) if not p.exists()]
+        busy = f"another process works on {self.workdir}: wait for it or give another --workdir"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(storage.locked(self.workdir, busy))
+            self._continued = (self.workdir / "config.json").exists()
+            stack.push(self._tidy)
+            self._begin()
+            stack.callback(self._stop_clock)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.__exit__(*error)
+
+    def _begin(self) -> None:
+        self.check()
+        path = self.workdir / "config.json"
+        made = any((self.workdir / name).exists() for name in ("experts", "distilled"))
+        if not self._pinned() and (self._continued or made):
+            _log.warning("%s is missing or damaged: written again from this command", path)
+        for name in _FOLDERS:
+            storage.remove_leftovers(self.workdir / name)
+        text = self.config.to_json(indent=1, sort_keys=True)
+        storage.write_text(path, text)
+        self._times = self._earlier_times()
+        self._last_tick = time.monotonic()
+        self._save_times()
         self._closing = threading.Event()
         self._clock = threading.Thread(target=self._keep_time, daemon=True)
         self._clock.start()
-        return self
 
-    def __exit__(self, *_) -> None:
+    def _stop_clock(self) -> None:
         self._closing.set()
         self._clock.join()
-        self._lock.close()
+
+    def _tidy(self, error_type, error, traceback) -> None:
+        """A mistake found before anything was made leaves nothing behind."""
+        if not isinstance(error, UserError) or self._continued or not self._made_nothing():
+            return
+        with contextlib.suppress(OSError):
+            for name in sorted(_BOOKKEEPING):
+                (self.workdir / name).unlink(missing_ok=True)
+            for folder in (self.workdir / "experts", *self._new_folders):
+                if folder.exists():
+                    folder.rmdir()
+
+    def _made_nothing(self) -> bool:
+        files = {p.relative_to(self.workdir).as_posix(): p for p in self.workdir.rglob("*")}
+        made = {name for name, path in files.items() if not path.is_dir()} - _BOOKKEEPING
+        metrics = files.get("metrics.jsonl")
+        return not made and (metrics is None or metrics.stat().st_size == 0)
 
     def _pinned(self) -> dict[str, Any] | None:
-        return _read_json(self.workdir / "config.json")
+        """The config that the folder belongs to, flat; None where it doesn't say."""
+        try:
+            return flatten(json.loads((self.workdir / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError):
+            return None
 
-    def _check_same(self, pinned: dict[str, Any]) -> None:
-        """Refuses a config that differs from the run's in a key that can't change."""
-        before = flatten(pinned)
-        for name, value in flatten(self.config).items():
-            if name.startswith(FREE) or before.get(name) == value:
-                continue
-            raise UserError(
-                f"{self.workdir} was started with {name}={before.get(name)!r}, not {value!r}: "
-                "give another --workdir, or that value"
-            )
-        if before["distill.iterations"] > self.config.distill.iterations:
-            raise UserError(
-                f"{self.workdir} was started with distill.iterations="
-                f"{before['distill.iterations']}: fewer ({self.config.distill.iterations}) "
-                "need another --workdir"
-            )
+    def _earlier_times(self) -> dict[str, float]:
+        """Seconds of earlier sittings, by stage."""
+        if not self._continued:
+            return {}
+        try:
+            return storage.read_record(self.workdir / "times.json")["seconds"]
+        except (storage.DamagedFile, KeyError) as error:
+            _log.warning("%s: time counts from now", error)
+            return {}
+
+    def _save_times(self) -> None:
+        storage.write_record(self.workdir / "times.json", {"seconds": dict(self._times)})
 
     def _keep_time(self) -> None:
-        last = time.monotonic()
-        while True:
+        closing = False
+        while not closing:
             closing = self._closing.wait(_HEARTBEAT)
+            self._tick()
+            with contextlib.suppress(storage.WriteFailed):
+                self._save_times()
+
+    def _tick(self) -> None:
+        with self._ticking:
             now = time.monotonic()
-            self._times[self._stage] = self._times.get(self._stage, 0.0) + now - last
-            last = now
-            with contextlib.suppress(OSError):
-                write_text(self.workdir / "times.json", json.dumps(self._times))
-            if closing:
-                return
+            spent = self._times.get(self._stage, 0.0) + now - self._last_tick
+            self._times[self._stage], self._last_tick = spent, now
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Counts the time within as that stage's."""
+        self._tick()
         before, self._stage = self._stage, name
         try:
             yield
         finally:
+            self._tick()
             self._stage = before
 
     def provenance(self) -> dict[str, Any]:
         """Command, versions, hardware, time and memory, for `result.json`."""
+        self._tick()
+        times = dict(self._times)
         return {
             "command": self.command,
             "versions": {**_versions(), "python": platform.python_version()},
             "hardware": _hardware(),
-            "stages": {name: round(value, 1) for name, value in self._times.items()},
-            "seconds": round(sum(self._times.values()), 1),
+            "stages": {name: round(value, 1) for name, value in times.items()},
+            "seconds": round(sum(times.values()), 1),
             "peak_memory_mb": round(_peak_memory_mb()),
         }
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _versions() -> dict[str, str]:
@@ -144,8 +215,12 @@ def _hardware() -> dict[str, str]:
     return {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cpu": _cpu_name(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(_cores()),
     }
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,1 @@
+"""Files of the official PyTorch codes, in and out."""

@@ -89,6 +89,7 @@ def write_tfds(data_dir, name, labels_of_split, label_names, *, grey=False, conf
         {
             "image": tfds.features.Image(shape=shape, encoding_format="png" if grey else "jpeg"),
             "label": tfds.features.ClassLabel(names=list(label_names)),
+            "file_name": tfds.features.Text(),
         }
     )
     features.save_config(folder)
@@ -109,6 +110,8 @@ def write_tfds(data_dir, name, labels_of_split, label_names, *, grey=False, conf
                     encoded = buffer.getvalue()
                 example.features.feature["image"].bytes_list.value.append(encoded)
                 example.features.feature["label"].int64_list.value.append(int(labels[i]))
+                file_name = f"{split}_{i}".encode()
+                example.features.feature["file_name"].bytes_list.value.append(file_name)
                 record = example.SerializeToString()
                 size += len(record)
                 writer.write(record)

@@ -26,7 +26,8 @@ Distils a dataset into a few synthetic images per class, and shows how well netw
   --config.KEY=VALUE      another value for a key, such as --config.distill.lr_img=500
   --workdir=FOLDER        the run's folder (default runs/<config>-<variant>[-<hash of overrides>]);
                           the same command continues there
-  --stage=STAGE           stop after a stage: prepare, experts, distill, evaluate, report (or all)
+  --stage=STAGE           stop after a stage: prepare, experts, distill, evaluate, report (or all);
+                          teacher trains the network that labels images for evaluation
   --dry_run[=compile]     print the plan, and with =compile XLA's own memory figure; run nothing
   --help                  this text; docs/configs.md explains every key
 
@@ -81,7 +82,12 @@ def _print_result(result: dict) -> None:
 
     print(result_table(result), file=sys.stderr)
     keys = ("random", "distilled", "best_on_test", "full")
-    figures = {f"{k}_{f}": round(result[f"{k}_{f}"], 3) for k in keys for f in ("mean", "std")}
+    figures = {
+        f"{k}_{f}": round(result[f"{k}_{f}"], 3)
+        for k in keys
+        for f in ("mean", "std")
+        if f"{k}_{f}" in result
+    }
     line = {**figures, "seconds": result["seconds"], "workdir": result["workdir"]}
     sys.stderr.flush()
     print("RESULT " + json.dumps(line), flush=True)
@@ -92,7 +98,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "stage",
         "all",
-        ["all", "prepare", "experts", "distill", "evaluate", "report"],
+        ["all", "prepare", "teacher", "experts", "distill", "evaluate", "report"],
         "the stage to stop after",
         flag_values=values,
     )

@@ -45,7 +45,9 @@ def check_same(what: Any, before: Mapping[str, Any], config) -> None:
     for name, value in now.items():
         default = SCHEMA[name].default
         was = before.get(name, value if default == AUTO else default)
-        if was != value and not name.startswith(FREE):
+        # The teacher's maps weigh gradients where cam.network says so.
+        free = () if name.startswith("teacher.") and now["cam.network"] == "trained" else FREE
+        if was != value and not name.startswith(free):
             raise UserError(
                 f"{what} was started with {name}={was!r}, not {value!r}: "
                 "give another --workdir, or that value"
@@ -188,14 +190,20 @@ class Run:
             self._tick()
             self._stage = before
 
-    def provenance(self) -> dict[str, Any]:
-        """Command, versions, hardware, time and memory, for `result.json`."""
-        self._tick()
-        times = dict(self._times)
+    def origin(self) -> dict[str, Any]:
+        """Command, versions and hardware, which stand beside every figure."""
         return {
             "command": self.command,
             "versions": {**_versions(), "python": platform.python_version()},
             "hardware": _hardware(),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """The origin, time and memory, for `result.json`."""
+        self._tick()
+        times = dict(self._times)
+        return {
+            **self.origin(),
             "stages": {name: round(value, 1) for name, value in times.items()},
             "seconds": round(sum(times.values()), 1),
             "peak_memory_mb": round(_peak_memory_mb()),

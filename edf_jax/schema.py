@@ -341,7 +341,7 @@ _EVALUATE = {
         "architectures, width, depth, norm, activation, pooling",
     ),
     "evaluate.width": Key(
-        0, "channels of other networks where their names leave them open; 0 is their own", at_least=0
+        0, "channels of other networks whose names leave them open; 0 is their own", at_least=0
     ),
     "evaluate.protocol": Key(
         "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
@@ -395,7 +395,7 @@ _TEACHER = {
     "teacher.dir": Key("", "where trained teachers are kept; '' is the data's cache folder"),
     "teacher.epochs": Key(60, "epochs on the real data", at_least=1),
     "teacher.batch": Key(128, "batch size", at_least=1),
-    "teacher.lr": Key(0.05, "first learning rate; it falls to 0 along half a cosine", positive=True),
+    "teacher.lr": Key(0.05, "first learning rate; falls to 0 along half a cosine", positive=True),
     "teacher.momentum": _share(0.9, "SGD momentum"),
     "teacher.weight_decay": Key(5e-4, "SGD weight decay", at_least=0),
     "teacher.smallest_crop": Key(
@@ -424,4 +424,12 @@ SCHEMA: dict[str, Key] = {
 }
 
 # Keys that may change between sittings of one run.
-FREE = ("evaluate.", "log.", "distill.iterations", "distill.select", "parallel.", "data.workers")
+FREE = (
+    "evaluate.",
+    "teacher.",
+    "log.",
+    "distill.iterations",
+    "distill.select",
+    "parallel.",
+    "data.workers",
+)

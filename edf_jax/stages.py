@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,18 @@ from edf_jax.run_files import save_activation_maps
 from edf_jax.synthetic import DistilledSet
 from edf_jax.trajectories import TrajectoryStore
 
-STAGES = ("prepare", "experts", "distill", "evaluate", "report")
+if TYPE_CHECKING:
+    from edf_jax.evaluate.bench import RealNetworks
+    from edf_jax.evaluate.teacher import Teacher
+
+STAGES = ("prepare", "teacher", "experts", "distill", "evaluate", "report")
 
 
 def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     """Runs all stages up to and including `last`; finished ones are not redone.
+
+    The teacher is trained where `last` is `teacher`, else when it is first needed. A set from
+    elsewhere (`evaluate.distilled`) is evaluated without experts or distillation.
 
     Args:
         run: open.
@@ -40,26 +48,49 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     config, workdir = run.config, run.workdir
     with run.stage("prepare"):
         dataset = prepare(config)
-    if "experts" not in wanted:
+    if last == "prepare":
         return None
-    store = TrajectoryStore(pathlib.Path(config.experts.dir or workdir / "experts"))
     with MetricsWriter(
         workdir,
         tensorboard=config.log.tensorboard,
         wandb_project=config.log.wandb_project or None,
     ) as metrics:
-        with run.stage("experts"):
-            accuracies = train_experts(config, dataset, store, metrics)
+
+        def teacher() -> Teacher:
+            from edf_jax.evaluate.teacher import get_teacher
+
+            with run.stage("teacher"):
+                return get_teacher(config, dataset, workdir, metrics)
+
+        if last == "teacher":
+            found = teacher()
+            print(f"teacher: {found.name}, {found.accuracy:.2f}% on test images", file=sys.stderr)
+            return None
+        store = TrajectoryStore(pathlib.Path(config.experts.dir or workdir / "experts"))
+        accuracies: list[float] = []
+        foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
+        if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
+            with run.stage("experts"):
+                accuracies = train_experts(config, dataset, store, metrics)
         if "distill" not in wanted:
             return None
-        with run.stage("distill"):
-            distil(config, dataset, store, metrics, workdir)
-    if "evaluate" not in wanted:
-        return None
-    with run.stage("evaluate"):
-        from edf_jax.evaluate.stage import evaluate_run
+        if not foreign:
+            with run.stage("distill"):
+                distil(config, dataset, store, metrics, workdir, teacher)
+        if "evaluate" not in wanted:
+            return None
+        with run.stage("evaluate"):
+            from edf_jax.evaluate.stage import evaluate_run
 
-        figures = evaluate_run(config, dataset, accuracies, workdir)
+            figures = evaluate_run(
+                config,
+                dataset,
+                accuracies,
+                workdir,
+                real_networks=_experts(config, dataset, store) if accuracies else None,
+                teacher=teacher,
+                provenance=run.origin(),
+            )
     result = {**figures, "method": config.method, "workdir": str(workdir), **run.provenance()}
     storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     if "report" in wanted:
@@ -86,10 +117,31 @@ def prepare(config) -> Dataset:
     return dataset
 
 
+def _experts(config, dataset: Dataset, store: TrajectoryStore) -> RealNetworks:
+    """The experts after their last epoch, as baselines use them."""
+    from edf_jax.evaluate.bench import RealNetworks
+
+    network = network_for(config, dataset.info)
+    last = config.experts.epochs
+
+    def snapshot(expert: int) -> tuple[jax.Array, Any]:
+        return jnp.asarray(store.snapshot(expert, last)), _batch_stats(network, store, expert)
+
+    return RealNetworks(network, snapshot, config.experts.num, f"{config.experts.num} experts")
+
+
 def distil(
-    config, dataset: Dataset, store: TrajectoryStore, metrics: MetricsWriter, workdir: pathlib.Path
+    config,
+    dataset: Dataset,
+    store: TrajectoryStore,
+    metrics: MetricsWriter,
+    workdir: pathlib.Path,
+    teacher: Callable[[], Teacher],
 ) -> DistilledSet:
-    """Initialises and distils, or continues; returns the last set."""
+    """Initialises and distils, or continues; returns the last set.
+
+    `teacher` is called where `cam.network` is `trained`.
+    """
     from edf_jax.evaluate.stage import periodic
 
     finished = _finished_set(config, workdir)
@@ -101,7 +153,7 @@ def distil(
         start = synthetic.load(first)
     else:
         start = initialise(config, dataset, network, store)
-    cam = choose_cam_network(config, dataset, network, store)
+    cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(
         config,
@@ -130,11 +182,16 @@ def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
 
 
 def choose_cam_network(
-    config, dataset: Dataset, network: Network, store: TrajectoryStore
+    config,
+    dataset: Dataset,
+    network: Network,
+    store: TrajectoryStore,
+    teacher: Callable[[], Teacher],
 ) -> CamNetwork:
     """The network whose activation maps weigh pixel gradients and are shown.
 
-    Imported weights where `cam.weights` is given, else the first expert's last snapshot.
+    Imported weights where `cam.weights` is given, the teacher where `cam.network` is `trained`,
+    else the first expert's last snapshot.
     """
     own = jnp.arange(dataset.info.num_classes)
     if config.cam.weights:
@@ -147,6 +204,9 @@ def choose_cam_network(
         if imported.num_classes != dataset.info.num_classes and indices is not None:
             own = jnp.asarray(indices)
         return CamNetwork(imported, theta, batch_stats, own, f"imported {imported.name}")
+    if config.cam.network == "trained":
+        found = teacher()
+        return CamNetwork(found.network, found.theta, found.batch_stats, own, found.name)
     last = config.experts.epochs
     return CamNetwork(
         network,

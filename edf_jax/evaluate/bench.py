@@ -23,7 +23,7 @@ from edf_jax.evaluate.subjects import Subject
 from edf_jax.evaluate.teacher import Teacher
 from edf_jax.evaluate.trials import OnEpochs, Trials
 from edf_jax.experts import on_device
-from edf_jax.models import Network
+from edf_jax.models import Network, open_options
 
 # Real training images that choose a rate, at most.
 _MOST_HELD_OUT = 2000
@@ -101,6 +101,7 @@ class Bench:
         self._get_teacher = functools.cache(get_teacher)
         self._real_networks = real_networks
         self._evaluators: dict[tuple, Trials] = {}
+        self._baselines: dict[tuple[str, int], Subject] = {}
         self._test, self._prepare = on_device(dataset.test.images, dataset.info.normalisation)
         self._test_labels = jnp.asarray(dataset.test.labels)
 
@@ -115,6 +116,16 @@ class Bench:
         return find_network(
             self.config, self.dataset.info, name, width=width, batch_norm=protocol == "rded"
         )
+
+    def label(self, name: str) -> str:
+        """What a network is called in results."""
+        own = self.network(MATCHED).name
+        if name == MATCHED:
+            return own
+        width = self.config.evaluate.width
+        if width and "width" in open_options(name):
+            return f"{name} (width {width})"
+        return f"{name} (its own width)" if name == own else name
 
     def evaluator(self, trial: Trial) -> Trials:
         """The programs of a trial's network and protocol."""
@@ -311,6 +322,11 @@ class Bench:
             name: `random`, `herding`, `k_centre`, or `real_soft`: the random ones with soft labels.
             ipc: images per class.
         """
+        if (name, ipc) not in self._baselines:
+            self._baselines[name, ipc] = self._make_baseline(name, ipc)
+        return self._baselines[name, ipc]
+
+    def _make_baseline(self, name: str, ipc: int) -> Subject:
         train, info = self.dataset.train, self.dataset.info
         if name in ("random", "real_soft"):
             rng = randomness.host_stream(self.config.seed, "random baseline")

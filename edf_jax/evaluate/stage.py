@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edf_jax import randomness, synthetic, training
-from edf_jax.config import network_list
+from edf_jax import randomness, storage, synthetic, training
+from edf_jax.config import baseline_names, network_list
 from edf_jax.data import Dataset
 from edf_jax.errors import UserError
 from edf_jax.evaluate import scores, subjects
@@ -28,8 +28,6 @@ from edf_jax.experts import expert_recipe, network_for, on_device
 from edf_jax.models import Network
 from edf_jax.progress import Progress
 from edf_jax.synthetic import DistilledSet
-
-_BASELINES = ("random", "herding", "k_centre", "real_soft")
 
 
 def make_evaluator(config, dataset: Dataset, *, epochs: int) -> Evaluator:
@@ -69,20 +67,6 @@ def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuraci
         )
 
     return evaluate
-
-
-def baseline_names(text: str) -> tuple[str, ...]:
-    """The baselines of `evaluate.baselines`.
-
-    Raises:
-        UserError: one isn't known.
-    """
-    names = tuple(name.strip() for name in text.split(",")) if text else ()
-    for name in names:
-        if name not in _BASELINES:
-            known = ", ".join(_BASELINES)
-            raise UserError(f"evaluate.baselines={text!r}: {name!r} is none of {known}")
-    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +118,13 @@ def evaluate_run(
     _check_full(config, expert_accuracies)
     rows = [row for name in names for row in _rows(bench, name, sets)]
     full = _FullData(config, dataset, bench, ledger, expert_accuracies)
-    pending = [row.trial for row in rows if ledger.find(bench.identity(row.trial)) is None]
+    pending = {
+        storage.digest_of_record(identity): bench.epochs(row.trial)
+        for row in rows
+        if ledger.find(identity := bench.identity(row.trial)) is None
+    }
     found = []
-    with Progress("evaluate", sum(map(bench.epochs, pending)), "epoch") as bar:
+    with Progress("evaluate", sum(pending.values()), "epoch") as bar:
 
         def on_epochs(count: int, loss: float) -> None:
             bar.update(count, loss=loss)
@@ -146,8 +134,8 @@ def evaluate_run(
     for name in names:
         figures = full.figures(name)
         if figures is not None:
-            label = bench.network(name).name
-            found.append({"network": label, "protocol": "plain", "kind": "full", **figures})
+            where = {"network": bench.label(name), "protocol": "plain", "kind": "full"}
+            found.append({**where, **figures})
     return _result(config, bench, names, found)
 
 
@@ -195,7 +183,7 @@ def _measure(bench: Bench, ledger: Ledger, row: _Row, on_epochs: OnEpochs) -> di
     trial = row.trial
     figures = ledger.need(bench.identity(trial), lambda: bench.run(trial, on_epochs))
     where = {
-        "network": bench.network(trial.network, trial.protocol).name,
+        "network": bench.label(trial.network),
         "protocol": trial.protocol,
         "kind": row.kind,
     }
@@ -223,8 +211,9 @@ class _FullData:
             if name != MATCHED or not self._expert_accuracies:
                 return None
             count = len(self._dataset.test.labels)
+            known = Accuracies(self._expert_accuracies, count).figures()
             how = "the experts after their last epoch"
-            return {**Accuracies(self._expert_accuracies, count).figures(), "how": how}
+            return self._ledger.need({"full": known}, lambda: {**known, "how": how})
         network = self._bench.network(name)
         identity = {
             "full": epochs,
@@ -259,7 +248,8 @@ def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
 
     @jax.jit
     def start(keys):
-        return jax.vmap(lambda key: training.initial_state(recipe, jax.random.fold_in(key, 0)))(keys)
+        first = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        return jax.vmap(lambda key: training.initial_state(recipe, key))(first)
 
     @jax.jit
     def epoch(states, keys, index, images, labels):
@@ -301,7 +291,7 @@ def _check_full(config, expert_accuracies: Sequence[float]) -> None:
 def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any]]) -> dict:
     """`result.json`'s figures of all rows."""
     options = config.evaluate
-    first = bench.network(names[0]).name
+    first = bench.label(names[0])
     by_kind = {row["kind"]: row for row in rows if row["network"] == first}
     result: dict[str, Any] = {
         "select": config.distill.select,
@@ -311,7 +301,6 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
         "num_eval": options.num,
         "num_test_images": len(bench.dataset.test.labels),
     }
-    result.setdefault("best_on_test_mean", None)
     if "best_on_test" not in by_kind and not options.distilled:
         by_kind["best_on_test"] = by_kind["distilled"]
     for kind, row in by_kind.items():

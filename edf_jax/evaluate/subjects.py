@@ -112,8 +112,9 @@ def read(path: str, info: DatasetInfo) -> Subject:
     if place.suffix == ".npz":
         subject = _read_npz(place, info)
     elif place.suffix == ".safetensors" or (place / "distilled").is_dir():
-        subject = _check_pixels(synthetic.load(place), info, path)
-    elif place.suffix == ".pt" or (place.is_dir() and any(place.glob("*images*.pt"))):
+        distilled = synthetic.load(place)
+        subject = _as_normalised(distilled, info, f"step {distilled.step} of {path}")
+    elif place.suffix == ".pt" or (place / "images_best.pt").exists():
         subject = _read_triple(place, info)
     elif place.is_dir():
         subject = _read_folder(place, info)
@@ -142,9 +143,9 @@ def _check(subject: Subject, info: DatasetInfo, path: str) -> None:
         raise UserError(f"evaluate.distilled={path} holds numbers that aren't finite")
 
 
-def _check_pixels(distilled: DistilledSet, info: DatasetInfo, path: str) -> Subject:
-    """Ours, its inputs made anew from its pixels where it was normalised otherwise."""
-    subject = of_distilled(distilled, f"step {distilled.step} of {path}")
+def _as_normalised(distilled: DistilledSet, info: DatasetInfo, note: str) -> Subject:
+    """A set, its inputs made anew from its pixels where it was normalised otherwise."""
+    subject = of_distilled(distilled, note)
     if distilled.normalisation == info.normalisation:
         return subject
     inputs = np.asarray(info.normalisation.apply(distilled.pixels), np.float32)
@@ -193,9 +194,12 @@ def _npz_inputs(arrays: Mapping[str, np.ndarray], wanted: Normalisation) -> np.n
 
 
 def _read_triple(path: pathlib.Path, info: DatasetInfo) -> Subject:
-    from edf_jax.convert import read_distilled
+    from edf_jax.interop import distilled
 
-    return of_distilled(read_distilled(path, info), str(path))
+    folder = path if path.is_dir() else path.parent
+    told = distilled.Description(info.class_names, info.normalisation)
+    found = distilled.import_set(folder, distilled.read_record(folder) or told)
+    return _as_normalised(found, info, str(path))
 
 
 def _read_folder(path: pathlib.Path, info: DatasetInfo) -> Subject:

@@ -9,12 +9,10 @@ References:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import logging
 import math
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,8 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import parts, randomness, storage, watching
+from edf_jax import parts, preemption, randomness, watching
+from edf_jax.checkpoints import WINDOW, Checkpoints, Position, make_consistent
+from edf_jax.errors import UserError
 from edf_jax.iteration import (
+    DIVERGED_LOSS,
     CamNetwork,
     Learnable,
     SynState,
@@ -37,6 +38,7 @@ from edf_jax.iteration import (
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network
 from edf_jax.parts import start_epoch_bound
+from edf_jax.preemption import Preempted
 from edf_jax.progress import Progress
 from edf_jax.synthetic import DistilledSet
 from edf_jax.trajectories import Pair, TrajectoryStore
@@ -55,8 +57,7 @@ __all__ = [
     "start_epoch_bound",
 ]
 
-_WINDOW = 100
-_KEPT_CHECKPOINTS = 2
+_log = logging.getLogger(__name__)
 
 
 def start_bound(config, iteration: int) -> int:
@@ -81,34 +82,6 @@ def choices(config, iteration: int) -> list[tuple[int, int]]:
         start = randomness.host_stream(config.seed, "start epoch", draw)
         chosen.append((expert, int(start.integers(options.min_start_epoch, upper))))
     return chosen
-
-
-@dataclasses.dataclass
-class _Position:
-    """Where the loop is: all that a checkpoint holds beside arrays."""
-
-    iteration: int = 0
-    skipped: int = 0
-    recent_losses: collections.deque = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=_WINDOW)
-    )
-    recent_skips: collections.deque = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=_WINDOW)
-    )
-    alpha_is_positive: bool = True
-    best: float = -math.inf
-    best_iteration: int = -1
-
-    def to_details(self) -> dict[str, Any]:
-        fields = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, collections.deque) else v for k, v in fields.items()}
-
-    @classmethod
-    def from_details(cls, details: dict[str, Any]) -> _Position:
-        fields = dict(details)
-        for name in ("recent_losses", "recent_skips"):
-            fields[name] = collections.deque(fields[name], maxlen=_WINDOW)
-        return cls(**fields)
 
 
 def distill(
@@ -136,18 +109,23 @@ def distill(
 
     Returns:
         The set after the last update.
+
+    Raises:
+        UserError: `distill.on_nan=stop`, and an iteration had no usable loss or gradient.
+        Preempted: asked to stop; a checkpoint holds all until then.
     """
     options = config.distill
     num_images = len(initial.images)
     iterate = make_iteration(config, network, num_images)
     weigh = make_weight(config, cam) if cam is not None else None
     key = randomness.stream(config.seed, "distill")
-    checkpoints = _Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir, config)
     state, weight, position = _begin(config, initial, checkpoints)
-    metrics.truncate_after("distill", position.iteration - 1)
-    metrics.truncate_after("evaluate", position.iteration - 1)
+    make_consistent(workdir, config, position, metrics)
+    first = position.iteration
     pairs = _pairs(config, store, position.iteration)
     pending: list[tuple[int, list[Pair], dict[str, jax.Array]]] = []
+    loss, fault = math.nan, None
 
     def current(step: int) -> DistilledSet:
         return _to_set(initial, state.values, step)
@@ -166,21 +144,30 @@ def distill(
         if _evaluate(now, averaged, it, evaluate, metrics, position):
             now.save(workdir / "distilled" / "best_on_test.safetensors")
 
-    def settle() -> None:
-        """Writes the rows of iterations whose results have arrived."""
-        for it, used, report in pending:
-            _record(config, metrics, position, it, used, report)
-        pending.clear()
+    def settle(behind: int = 0) -> None:
+        """Writes the rows of all iterations but the last `behind`."""
+        nonlocal loss, fault
+        while len(pending) > behind:
+            loss, found = _record(config, metrics, position, *pending.pop(0))
+            fault = fault or found
 
-    with Progress(
-        "distill", options.iterations, "iteration", start=position.iteration
-    ) as bar:
+    def save(it: int) -> None:
+        settle()
+        metrics.sync()
+        position.iteration = it
+        checkpoints.save(state, weight, position)
+
+    with Progress("distill", options.iterations, "iteration", start=first) as bar:
         began = time.monotonic()
-        for it in range(position.iteration, options.iterations + 1):
+        for it in range(first, options.iterations + 1):
             last = it == options.iterations
             if it % options.eval_every == 0 or last:
                 settle()
-                evaluate_now(it)
+                try:
+                    evaluate_now(it)
+                except Preempted:
+                    save(it)
+                    raise
             if last:
                 break
             if weigh is not None and it % config.cam.every == 0:
@@ -194,18 +181,24 @@ def distill(
                 jax.random.fold_in(key, 2 * it + 1),
             )
             pending.append((it, used, report))
-            if it == position.iteration:
-                loss = float(report["loss"])
-                logging.info("first iteration after %.1f s", time.monotonic() - began)
-            if len(pending) > 1:
-                # One iteration behind the device, so that it never waits for the host.
-                row = pending.pop(0)
-                loss = _record(config, metrics, position, *row)
+            if it == first:
+                jax.block_until_ready(report)
+                _log.info("first iteration after %.1f s", time.monotonic() - began)
+            # One iteration behind the device, so that it never waits for the host.
+            settle(behind=1)
             bar.update(loss=loss, skipped=position.skipped)
-            if (it + 1) % options.save_every == 0 or it + 1 == options.iterations:
-                settle()
-                position.iteration = it + 1
-                checkpoints.save(state, weight, position)
+            scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
+            if scheduled or fault or preemption.asked():
+                save(it + 1)
+            if fault and options.on_nan == "stop":
+                path = workdir / "distilled" / f"step_{it + 1}.safetensors"
+                current(it + 1).save(path)
+                raise UserError(
+                    f"{fault}; {path} holds the set after iteration {it}, which is good: "
+                    "--config.distill.on_nan=skip continues from it"
+                )
+            fault = None
+            preemption.stop_if_asked()
     final = current(options.iterations)
     final.save(workdir / "distilled" / "last.safetensors")
     return final
@@ -221,7 +214,9 @@ def _to_set(initial: DistilledSet, values: Learnable, step: int) -> DistilledSet
     )
 
 
-def _begin(config, initial: DistilledSet, checkpoints: _Checkpoints):
+def _begin(
+    config, initial: DistilledSet, checkpoints: Checkpoints
+) -> tuple[SynState, jax.Array, Position]:
     values = Learnable(
         jnp.asarray(initial.images, jnp.float32),
         jnp.asarray(initial.labels, jnp.float32),
@@ -229,7 +224,7 @@ def _begin(config, initial: DistilledSet, checkpoints: _Checkpoints):
     )
     state = initial_state(config.distill, values)
     weight = jnp.ones((*initial.images.shape[:3], 1), jnp.float32)
-    return checkpoints.restore(state, weight) or (state, weight, _Position())
+    return checkpoints.restore(state, weight)
 
 
 def _pairs(config, store: TrajectoryStore, first: int) -> Iterator[Pair]:
@@ -241,8 +236,14 @@ def _pairs(config, store: TrajectoryStore, first: int) -> Iterator[Pair]:
     return store.pairs(wanted, config.distill.expert_epochs)
 
 
-def _record(config, metrics, position: _Position, it: int, used: list[Pair], report) -> float:
-    """Writes one iteration's row, keeps count, and warns where the run looks wrong."""
+def _record(
+    config, metrics, position: Position, it: int, used: list[Pair], report
+) -> tuple[float, str | None]:
+    """Writes one iteration's row, keeps count, and warns where the run looks wrong.
+
+    Returns:
+        The loss, and what was wrong with the iteration's numbers.
+    """
     row = {name: value.item() for name, value in jax.device_get(report).items()}
     metrics.write(
         it,
@@ -255,14 +256,13 @@ def _record(config, metrics, position: _Position, it: int, used: list[Pair], rep
     position.recent_losses.append(row["loss"])
     position.recent_skips.append(row["skipped"])
     position.skipped += row["skipped"]
-    if not math.isfinite(row["loss"]):
-        logging.warning(
-            "iteration %d: the matching loss is %s (expert %d, start epoch %d); nothing moved",
-            it, row["loss"], used[0].expert, used[0].start_epoch,
-        )
-    window_ends = (it + 1) % _WINDOW == 0 or it + 1 == config.distill.iterations
+    fault = _fault(config, it, used, row)
+    if fault and it - position.warned_of_loss >= WINDOW:
+        _log.warning("%s; nothing moved", fault)
+        position.warned_of_loss = it
+    window_ends = (it + 1) % WINDOW == 0 or it + 1 == config.distill.iterations
     if window_ends and sum(position.recent_skips) > len(position.recent_skips) / 2:
-        logging.warning(
+        _log.warning(
             "iteration %d: %d of the last %d iterations were skipped; median loss %.3f, "
             "distill.threshold %.3f",
             it, sum(position.recent_skips), len(position.recent_skips),
@@ -270,11 +270,22 @@ def _record(config, metrics, position: _Position, it: int, used: list[Pair], rep
         )
     was_positive, position.alpha_is_positive = position.alpha_is_positive, row["alpha"] > 0
     if was_positive and not position.alpha_is_positive:
-        logging.warning(
+        _log.warning(
             "iteration %d: the student's rate alpha is %.3g, not positive; lower distill.lr_lr",
             it, row["alpha"],
         )
-    return row["loss"]
+    return row["loss"], fault
+
+
+def _fault(config, it: int, used: list[Pair], row: dict[str, Any]) -> str | None:
+    """What keeps an iteration's numbers from being used, and where they come from."""
+    threshold = config.distill.threshold
+    diverged = not row["loss"] <= DIVERGED_LOSS
+    if not diverged and (not row["skipped"] or 0 < threshold < row["loss"]):
+        return None
+    what = f"the matching loss is {row['loss']:.4g}" if diverged else "a gradient isn't finite"
+    where = "; ".join(f"expert {pair.expert}, start epoch {pair.start_epoch}" for pair in used)
+    return f"iteration {it}: {what} ({where})"
 
 
 def _evaluate(
@@ -283,7 +294,7 @@ def _evaluate(
     it: int,
     evaluate,
     metrics: MetricsWriter,
-    position: _Position,
+    position: Position,
 ) -> bool:
     """Writes an evaluation's row; returns whether the set is the best so far."""
     result = evaluate(now, it)
@@ -307,36 +318,3 @@ def _evaluate(
     if better:
         position.best, position.best_iteration = result.mean, it
     return better
-
-
-class _Checkpoints:
-    """The resumable state on disk, the last few of it."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-
-    def _paths(self) -> list[pathlib.Path]:
-        return sorted(self._folder.glob("iteration_*"))
-
-    def save(self, state: SynState, weight: jax.Array, position: _Position) -> None:
-        leaves = jax.tree.leaves((state, weight))
-        arrays = {f"leaf_{i:02d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        path = self._folder / f"iteration_{position.iteration:06d}"
-        storage.save_arrays(path, arrays, position.to_details())
-        for old in self._paths()[:-_KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-
-    def restore(self, state: SynState, weight: jax.Array):
-        """The newest state that can be read, or None; damaged ones are removed with a warning."""
-        for path in reversed(self._paths()):
-            try:
-                arrays = storage.load_arrays(path)
-                details = storage.load_details(path)
-            except storage.DamagedFile as error:
-                logging.warning("%s: going back to the checkpoint before", error)
-                shutil.rmtree(path)
-                continue
-            leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
-            treedef = jax.tree.structure((state, weight))
-            return (*jax.tree.unflatten(treedef, leaves), _Position.from_details(details))
-        return None

@@ -19,6 +19,8 @@ from edf_jax import augment, gradcam, losses, matching, parts
 from edf_jax.models import Network
 
 _LABEL_BATCH = 256
+# The student ends over thirty times as far from the target as it started.
+DIVERGED_LOSS = 1000.0
 
 
 class Learnable(NamedTuple):
@@ -93,17 +95,16 @@ def outer_step(
         loss: the matching loss.
         gradients: of the loss.
         weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
-        threshold: the gate; 0 is none. Past it, or where a number isn't finite, nothing moves,
-            momentum included.
+        threshold: the gate; 0 is none. Past it, past `DIVERGED_LOSS`, or where a number of the
+            gradients or of what they lead to isn't finite, nothing moves, momentum included.
         decay: of the images' moving average, where the state has one.
 
     Returns:
         The new state, and whether the iteration was skipped.
     """
-    finite = jnp.isfinite(loss)
+    keep = loss <= min(threshold or DIVERGED_LOSS, DIVERGED_LOSS)
     for leaf in gradients:
-        finite &= jnp.all(jnp.isfinite(leaf))
-    keep = finite & ((loss <= threshold) if threshold else True)
+        keep &= jnp.all(jnp.isfinite(leaf))
     gradients = gradients._replace(images=gradients.images * weight)
     updates, momentum = optimiser.update(gradients, state.momentum, state.values)
     values = optax.apply_updates(state.values, updates)
@@ -111,6 +112,8 @@ def outer_step(
     if average is not None:
         average = decay * average + (1 - decay) * values.images
     moved = SynState(values, momentum, average)
+    for leaf in jax.tree.leaves(moved):
+        keep &= jnp.all(jnp.isfinite(leaf))
     return jax.tree.map(lambda new, old: jnp.where(keep, new, old), moved, state), ~keep
 
 

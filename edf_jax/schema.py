@@ -311,6 +311,12 @@ _DISTILL = {
     "distill.trajectories": Key(
         1, "expert trajectories whose gradients an iteration averages", _EDF, at_least=1
     ),
+    "distill.on_nan": Key(
+        "skip",
+        "after a matching loss over 1000, or a loss, gradient or step that isn't finite: 'skip' "
+        "the iteration, or 'stop' the run; nothing moves either way",
+        choices=("skip", "stop"),
+    ),
     "distill.eval_every": Key(500, "iterations between evaluations", _EDF, at_least=1),
     "distill.save_every": Key(100, "iterations between resumable checkpoints", at_least=1),
     "distill.select": Key(
@@ -429,6 +435,7 @@ FREE = (
     "teacher.",
     "log.",
     "distill.iterations",
+    "distill.on_nan",
     "distill.select",
     "parallel.",
     "data.workers",

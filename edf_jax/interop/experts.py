@@ -172,7 +172,8 @@ def export_experts(
                 thetas, _ = store.read_group(group, epoch)
                 experts = experts or [[] for _ in thetas]
                 for snapshots, theta in zip(experts, thetas, strict=True):
-                    snapshots.append(torch_layout.to_torch(network, theta))
+                    # Copies, for a view would keep the whole vector in memory.
+                    snapshots.append([np.array(t) for t in torch_layout.to_torch(network, theta)])
                 bar.update(len(thetas))
             torch_files.write(temporary / name, experts)
     return names

@@ -88,7 +88,7 @@ def as_array(value: Any, where: str) -> np.ndarray:
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-    """Writes a `.pt` file; arrays in (lists of) lists become tensors of their own.
+    """Writes a `.pt` file; arrays in (lists of) lists become tensors that share their memory.
 
     Raises:
         UserError: PyTorch is missing.
@@ -99,7 +99,7 @@ def write(path: pathlib.Path, value: Any) -> None:
     def tensors(value):
         if isinstance(value, list):
             return [tensors(item) for item in value]
-        return torch.tensor(value)
+        return torch.from_numpy(value)
 
     with storage.writing(path):
         torch.save(tensors(value), path)

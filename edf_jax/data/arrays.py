@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read()
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again.") from None
     # Two zero bytes, the type (8: unsigned byte), the number of dimensions, then each as uint32.
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < 4 + 4 * dimensions:
@@ -148,7 +149,7 @@ def _from_arrays(name: str, arrays, where: pathlib.Path, class_names) -> Source:
         class_names = benchmark.class_names
     if class_names is None:
         class_names = tuple(f"class {i}" for i in range(int(train_labels.max(initial=0)) + 1))
-    listings = []
+    listings, shapes = [], []
     for split, images, labels in (
         ("train", arrays[0], train_labels),
         ("test", arrays[2], _labels(arrays[3], "test", where)),
@@ -165,14 +166,12 @@ def _from_arrays(name: str, arrays, where: pathlib.Path, class_names) -> Source:
                 f"The {split} split of {where} has {len(images)} images but {len(labels)} labels."
             )
         check_labels(labels, class_names, split, where)
-        listings.append(_listing(images, labels, f"{split} image {{}} of {where}"))
+        listings.append(_listing(images, labels, split, where))
+        shapes.append(list(images.shape[1:]))
+    if shapes[0] != shapes[1]:
+        raise UserError(f"Images of {where} are {shapes[0]} in train but {shapes[1]} in test.")
     train, test = listings
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"Images of {where} are {list(train.images.shape[1:])} in train but "
-            f"{list(test.images.shape[1:])} in test."
-        )
-    channels = train.images.shape[-1]
+    channels = shapes[0][-1]
     normalisation = None
     if benchmark is not None and len(benchmark.normalisation.mean) == channels:
         normalisation = benchmark.normalisation
@@ -197,13 +196,13 @@ def _labels(array: np.ndarray, split: str, where: pathlib.Path) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _listing(images: np.ndarray, labels: np.ndarray, naming: str) -> Listing:
-    digest = hashlib.sha256(np.ascontiguousarray(images))
+def _listing(images: np.ndarray, labels: np.ndarray, split: str, where: pathlib.Path) -> Listing:
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
     digest.update(labels.tobytes())
     return Listing(
         labels=labels,
         read=lambda i: images[i],
-        name=naming.format,
+        name=lambda i: f"{split} image {i} of {where}",
         identity=digest.hexdigest(),
         images=images,
     )

@@ -58,7 +58,7 @@ def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.nda
             remark = ""
             # A multi-picture JPEG from a phone holds a preview beside the photograph.
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                remark = f"first of {image.n_frames} frames"
+                remark = f"first of {getattr(image, 'n_frames', 0)} frames"
             if settings.upright:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)

@@ -140,11 +140,7 @@ def _published(data_config) -> DatasetPlan | None:
     side = data_config.resolution
     fastai = data_config.source == "tfds" and name.startswith("imagenette")
     imagenet = data_config.source == "tfds" and name.startswith("imagenet2012")
-    common = {
-        "available": False,
-        "location": data_config.path or "(data.path is not set)",
-        "advice": "",
-    }
+    location = data_config.path or "(data.path is not set)"
     subset = chosen_subset(data_config)
     if subset is None and fastai:
         subset = find_subset("imagenette")
@@ -165,7 +161,9 @@ def _published(data_config) -> DatasetPlan | None:
             num_train=train,
             num_test=test,
             counts="published" if fastai else "approximate",
-            **common,
+            available=False,
+            location=location,
+            advice="",
         )
     benchmark = find_benchmark(name) if name else None
     if benchmark is None:
@@ -180,7 +178,9 @@ def _published(data_config) -> DatasetPlan | None:
         num_train=benchmark.train,
         num_test=benchmark.test,
         counts="published",
-        **common,
+        available=False,
+        location=location,
+        advice="",
     )
 
 

@@ -97,16 +97,24 @@ def _open_all(root: pathlib.Path, name: str) -> Source:
         raise UserError(f"{train} has no class folders; expected is {LAYOUT}.")
     benchmark = find_benchmark(name) if name else None
     class_names = _class_names(root, folders)
-    common = {
-        "name": benchmark.name if benchmark is not None else name or root.resolve().name,
-        "class_names": class_names,
-        "channels": 3,
-        "train": _list_classes(root, train, folders, class_names),
-        "imagenet_indices": _imagenet_indices(folders),
-        "normalisation": IMAGENET,
-    }
+    indices = _imagenet_indices(folders)
+    return Source(
+        name=benchmark.name if benchmark is not None else name or root.resolve().name,
+        class_names=class_names,
+        channels=3,
+        train=_list_classes(root, train, folders, class_names),
+        test=_test_listing(root, folders, class_names),
+        imagenet_indices=indices,
+        normalisation=IMAGENET,
+        # People's own photographs stand as their camera says; ImageNet's are read as everybody
+        # does.
+        upright=indices is None,
+    )
+
+
+def _test_listing(root: pathlib.Path, folders: list[str], class_names: tuple[str, ...]) -> Listing:
     if (root / "val" / _ANNOTATIONS).is_file() and not _has_any(root / "val", folders):
-        return Source(test=_list_annotated(root, folders, class_names), **common)
+        return _list_annotated(root, folders, class_names)
     test = next((root / n for n in _TEST_NAMES if _has_any(root / n, folders)), None)
     if test is None:
         raise UserError(f"{root} has neither val/ nor test/ with the classes of train/: {LAYOUT}.")
@@ -117,12 +125,7 @@ def _open_all(root: pathlib.Path, name: str) -> Source:
     )
     if extra:
         raise UserError(f"{test} has classes that train/ lacks: {', '.join(extra[:5])}.")
-    # People's own photographs stand as their camera says; ImageNet's are read as everybody does.
-    return Source(
-        test=_list_classes(root, test, folders, class_names),
-        upright=common["imagenet_indices"] is None,
-        **common,
-    )
+    return _list_classes(root, test, folders, class_names)
 
 
 def _has_any(split: pathlib.Path, folders: list[str]) -> bool:
@@ -156,9 +159,7 @@ def _list_classes(
         found = sorted(_image_files(split / folder))
         files += found
         labels += [label] * len(found)
-    labels = np.array(labels, np.int32)
-    check_labels(labels, class_names, split.name, root)
-    return _listing(root, files, labels)
+    return _listing(root, split.name, files, labels, class_names)
 
 
 def _list_annotated(
@@ -175,9 +176,7 @@ def _list_annotated(
             raise UserError(f"{annotations}, line {number}: no class of train/ in {line!r}.")
         files.append(str(root / "val" / "images" / fields[0]))
         labels.append(label_of[fields[1]])
-    labels = np.array(labels, np.int32)
-    check_labels(labels, class_names, "val", root)
-    return _listing(root, files, labels)
+    return _listing(root, "val", files, labels, class_names)
 
 
 def _image_files(folder: pathlib.Path):
@@ -187,7 +186,16 @@ def _image_files(folder: pathlib.Path):
                 yield os.path.join(place, name)
 
 
-def _listing(root: pathlib.Path, files: list[str], labels: np.ndarray) -> Listing:
+def _listing(
+    root: pathlib.Path,
+    split: str,
+    files: list[str],
+    label_list: list[int],
+    class_names: tuple[str, ...],
+) -> Listing:
+    labels = np.array(label_list, np.int32)
+    check_labels(labels, class_names, split, root)
+
     def read(i: int) -> bytes:
         with open(files[i], "rb") as file:
             return file.read()
@@ -198,5 +206,5 @@ def _listing(root: pathlib.Path, files: list[str], labels: np.ndarray) -> Listin
         except OSError:  # reading it will name it
             return -1
 
-    content = [[os.path.relpath(f, root), size(f), int(y)] for f, y in zip(files, labels)]
+    content = [[os.path.relpath(f, root), size(f), y] for f, y in zip(files, label_list)]
     return Listing(labels=labels, read=read, name=files.__getitem__, identity=digest_of(content))

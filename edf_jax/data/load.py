@@ -228,11 +228,12 @@ def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normali
     record = cache_dir / f"zca_of_{key[:32]}.json"
     if record.exists():
         try:
-            known = Normalisation.from_json(record.read_text(), cache_dir)
-            known.zca.load()
-            return known
-        except (UserError, ValueError, KeyError, AttributeError):
+            known = Normalisation.from_json(record.read_text(), str(cache_dir))
+            if known.zca is not None:
+                known.zca.load()
+                return known
+        except (UserError, ValueError, KeyError, TypeError):
             record.unlink()
-    fitted = Normalisation.fit_zca(images, cache_dir)
+    fitted = Normalisation.fit_zca(images, str(cache_dir))
     write_atomically(record, lambda file: file.write(fitted.to_json().encode()))
     return fitted

@@ -84,7 +84,7 @@ class Normalisation:
 
     def to_json(self) -> str:
         """What it is, as one line of JSON: with ZCA the matrix's digest, not the matrix."""
-        fields = {"mean": self.mean, "std": self.std}
+        fields: dict[str, object] = {"mean": self.mean, "std": self.std}
         if self.zca is not None:
             fields["zca"] = self.zca.digest
         return json.dumps(fields)

@@ -116,7 +116,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes under a temporary name, then renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -228,7 +228,7 @@ def _open_partial(base: pathlib.Path, shape) -> RowFile:
 
 def _finished_chunks(base: pathlib.Path, key: str, images: RowFile, rows: int) -> dict[int, _Chunk]:
     """The chunks that the journal names and whose digests are right."""
-    finished = {}
+    finished: dict[int, _Chunk] = {}
     try:
         lines = _beside(base, ".journal").read_text().splitlines()
     except FileNotFoundError:

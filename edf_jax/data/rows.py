@@ -67,7 +67,7 @@ class RowFile:
     def write(self, start: int, images: np.ndarray) -> None:
         """Puts images `[k, H, W, C]` at `start`, into the operating system's hands."""
         self._file.seek(self._first + start * self._row)
-        self._file.write(np.ascontiguousarray(images))
+        self._file.write(np.ascontiguousarray(images).data)
         self._file.flush()
 
     def digests(self, rows: int) -> list[str]:
@@ -77,4 +77,4 @@ class RowFile:
 
 def digest(array: np.ndarray) -> str:
     """Hex digest of an array's values."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

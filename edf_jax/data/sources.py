@@ -96,6 +96,6 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], split: str, whe
         )
     counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
-        empty = [class_names[i] for i in np.flatnonzero(counts == 0)]
+        empty = [name for name, count in zip(class_names, counts) if count == 0]
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise UserError(f"No images of class {shown} in the {split} split of {where}.")

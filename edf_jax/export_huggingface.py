@@ -111,12 +111,14 @@ def _accuracy(record: Mapping[str, Any]) -> str:
     if not accuracy:
         return ""
     config = record["config"]
-    name, width = (config.get(f"model.{key}", "unknown") for key in ("name", "width"))
+    network = str(config.get("model.name", "of the distilling kind"))
+    if config.get("model.width"):
+        network += f", width {config['model.width']}"
     chosen = "last" if accuracy["chosen"] == "the last" else "best on test images"
     rows = [
         "## Accuracy",
         "",
-        f"Test accuracy in percent of {accuracy['num_eval']} networks ({name}, width {width}) "
+        f"Test accuracy in percent of {accuracy['num_eval']} networks ({network}) "
         f"trained from scratch, mean and standard deviation. This set is the run's {chosen}.",
         "",
         "| trained on | accuracy |",

@@ -1,0 +1,248 @@
+"""The docs are true: their code runs, their commands parse, their links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import urllib.parse
+
+import jax
+import numpy as np
+import pytest
+
+from edf_jax import export, main, synthetic
+from edf_jax.config import resolve
+from edf_jax.data import Normalisation
+from edf_jax.schema import SCHEMA
+from edf_jax.synthetic import DistilledSet
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+TEXTS = [*PAGES, *(p for p in sorted(ROOT.glob("*.md")) if p.is_file())]
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(path: pathlib.Path, language: str) -> list[str]:
+    return [code for name, code in _FENCE.findall(path.read_text("utf-8")) if name == language]
+
+
+def _prose(path: pathlib.Path) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", path.read_text("utf-8")))
+
+
+def _section(path: pathlib.Path, title: str) -> str:
+    """The Python block of a section."""
+    text = path.read_text("utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return _FENCE.search(text)[2]
+
+
+def _slug(heading: str) -> str:
+    """A heading's anchor, as GitHub and MyST make it."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def _anchors(path: pathlib.Path) -> set[str]:
+    text = _FENCE.sub("", path.read_text("utf-8"))
+    headings = re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE)
+    return {_slug(h) for h in headings} | set(re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE))
+
+
+def _links(text: str) -> list[str]:
+    """The targets of a Markdown text's links and pictures."""
+    inline = re.findall(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)", text)
+    return inline + re.findall(r"^\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE)
+
+
+def _dead(path: pathlib.Path) -> list[str]:
+    """What is wrong with a page's links; addresses on the web are checked for their form only."""
+    pictures = re.findall(r"```\{(?:image|figure|include)\}\s+(\S+)", path.read_text("utf-8"))
+    wrong = []
+    for link in [*_links(_prose(path)), *pictures]:
+        parts = urllib.parse.urlsplit(link)
+        if parts.scheme:
+            if parts.scheme != "https" or not parts.netloc:
+                wrong.append(f"{link}: no https address")
+            continue
+        target = (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
+        if not target.exists() or not target.is_relative_to(ROOT):
+            wrong.append(f"{link}: there is no {target}")
+        elif parts.fragment and target.suffix == ".md" and parts.fragment not in _anchors(target):
+            wrong.append(f"{link}: {target.name} has no heading {parts.fragment}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_link_is_dead(path):
+    assert _dead(path) == []
+
+
+def test_a_dead_link_would_be_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "other.md").write_text("# Title one\n\n## It's `here`?\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[good](other.md#its-here) ![none](no.png) [anchor](other.md#nowhere) [web](http://x.org)\n"
+        "[self](#top)\n`[code](is-no-link.md)`\n```\n[nor](this.md)\n```\n# Top\n"
+    )
+    wrong = _dead(page)
+    assert [line.split(":")[0] for line in wrong] == ["no.png", "other.md#nowhere", "http"]
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set()
+    index = (DOCS / "index.md").read_text("utf-8")
+    for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL):
+        listed |= {line for line in tree.splitlines() if line and not line.startswith(":")}
+    pages = {path.stem for path in PAGES} - {"index"}
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert listed == pages | notebooks
+
+
+def _commands() -> list[tuple[str, list[str]]]:
+    """The `python -m edf_jax...` lines of all bash blocks, as words after the `-m`."""
+    found = []
+    for path in TEXTS:
+        for block in _blocks(path, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "-m" in words and "python" in words:
+                    found.append((path.name, words[words.index("-m") + 1 :]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "page, words", _commands(), ids=[f"{page}: {' '.join(words)}" for page, words in _commands()]
+)
+def test_commands_in_the_docs_are_right(page, words):
+    module, *arguments = words
+    if module.split(".")[0] not in ("edf_jax", "benchmarks", "tests"):
+        return
+    assert importlib.util.find_spec(module) is not None, f"{page} names {module}"
+    if module != "edf_jax.main":
+        return
+    if arguments != ["--help"]:
+        resolve(main.parse(["main", *arguments], main._define_flags).config)
+
+
+def test_config_keys_named_in_the_docs_exist():
+    groups = {name.split(".")[0] for name in SCHEMA if "." in name}
+    key = re.compile(rf"`(?:--config\.)?((?:{'|'.join(groups)})\.[a-z_]+)(?:=[^`]*)?`")
+    for path in TEXTS:
+        for name in key.findall(path.read_text("utf-8")):
+            files = ("data.py", "convert.py", "compare.py", "export.py")
+            assert name in SCHEMA or name.endswith(files), f"{path.name} names {name}"
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """`runs/demo` in the current folder: a set like the demo's, and its exports."""
+    rng = np.random.default_rng(0)
+    normalisation = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    pixels = rng.uniform(0, 1, (10, 32, 32, 3)).astype(np.float32)
+    logits = np.float32(4 * np.eye(10) + rng.standard_normal((10, 10)))
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    images = np.asarray(normalisation.apply(pixels))
+    distilled = DistilledSet(images, logits, 0.02, names, normalisation, 200, {})
+    run = tmp_path / "runs" / "demo"
+    distilled.save(run / "distilled" / "last.safetensors")
+    (run / "result.json").write_text(json.dumps({"distilled_mean": 30.0}))
+    (run / "metrics.jsonl").write_text('{"stage": "distill", "step": 0, "time": 0, "loss": 0.9}\n')
+    monkeypatch.chdir(tmp_path)
+    return distilled
+
+
+_PAGE = DOCS / "using-a-distilled-set.md"
+
+
+def _lines_of_code(code: str) -> int:
+    lines = [line for line in code.splitlines() if line.strip()]
+    return len([line for line in lines if not line.startswith(("import ", "from "))])
+
+
+def _run(code: str) -> dict:
+    names: dict = {}
+    exec(compile(textwrap.dedent(code), "docs", "exec"), names)
+    return names
+
+
+def test_ten_lines_of_pytorch_train_from_the_export(exported):
+    torch = pytest.importorskip("torch", reason="needs pip install 'edf_jax[interop]'")
+    export.export_run("runs/demo", "torch")
+    code = _section(_PAGE, "PyTorch")
+    assert _lines_of_code(code) <= 10
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # More wait for each other on a busy machine.
+    try:
+        torch.manual_seed(0)
+        names = _run(code)
+    finally:
+        torch.set_num_threads(threads)
+    predicted = names["net"](names["images"]).argmax(1).numpy()
+    np.testing.assert_array_equal(predicted, exported.classes)
+
+
+def test_ten_lines_of_jax_train_from_the_export(exported):
+    export.export_run("runs/demo", "npz")
+    code = _section(_PAGE, "JAX")
+    assert _lines_of_code(code) <= 10
+    names = _run(code)
+    logits = names["net"].apply(names["state"].params, exported.images)
+    np.testing.assert_array_equal(np.argmax(logits, axis=1), exported.classes)
+    targets = jax.nn.softmax(exported.labels)
+    entropy = -float((targets * np.log(targets)).sum(axis=1).mean())
+    assert entropy <= names["loss"](names["state"].params) < entropy + 0.05
+
+
+def test_test_images_are_normalised_like_the_set(exported):
+    export.export_run("runs/demo", "npz")
+    names = _run(_section(_PAGE, "Test images"))
+    expected = exported.normalisation.apply(names["test_pixels"])
+    np.testing.assert_allclose(names["test_images"], expected, atol=1e-5)
+
+
+def test_the_hugging_face_block_runs(exported, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("datasets", reason="needs pip install 'edf_jax[export]'")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    export.export_run("runs/demo", "huggingface")
+    assert len(_run(_section(_PAGE, "Hugging Face"))["train"]) == 10
+    assert "(32, 32)" in capsys.readouterr().out
+
+
+def test_the_tfds_block_runs(exported, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    export.export_run("runs/demo", "tfds")
+    assert len(_run(_section(_PAGE, "TFDS"))["train"]) == 10
+    assert "(32, 32, 3)" in capsys.readouterr().out
+
+
+def test_reading_a_run_from_a_program(exported):
+    names = _run(_section(DOCS / "reading-the-results.md", "From a program"))
+    assert names["losses"] == [0.9] and names["accuracy"] == 30.0
+    assert isinstance(names["distilled"], synthetic.DistilledSet)
+
+
+@pytest.mark.slow
+def test_docs_build_without_warnings_and_can_be_searched(tmp_path):
+    pytest.importorskip("sphinx", reason="needs pip install 'edf_jax[docs]'")
+    pytest.importorskip("furo")
+    pytest.importorskip("myst_nb")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    index = (tmp_path / "searchindex.js").read_text("utf-8")
+    for word in ("trajectori", "bfloat16", "slurm"):  # Stems, as the search makes them.
+        assert f'"{word}"' in index or f"{word}:" in index, word
+    page = (tmp_path / "using-a-distilled-set.html").read_text("utf-8")
+    assert 'href="quickstart.html"' in page and "search.html" in page

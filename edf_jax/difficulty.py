@@ -61,6 +61,42 @@ def chosen_by(share: Share, scores: np.ndarray, labels: np.ndarray) -> np.ndarra
     return np.sort(np.concatenate(chosen)).astype(np.int32)
 
 
+class Shown(NamedTuple):
+    """The training images that an epoch shows.
+
+    Attributes:
+        positions: int32; those that count come first.
+        num: how many count, a scalar that may be traced; None for all.
+    """
+
+    positions: jax.Array
+    num: jax.Array | None
+
+
+def shown(positions: np.ndarray, total: int, *, pads: bool) -> Shown:
+    """An epoch that shows the images at `positions` only.
+
+    Args:
+        positions: of the images.
+        total: how many images there are.
+        pads: fill up to `total`, so that one compiled program serves epochs of any length.
+    """
+    if not pads:
+        return Shown(jnp.asarray(positions), None)
+    padded = np.pad(positions, (0, total - len(positions)))
+    return Shown(jnp.asarray(padded), jnp.int32(len(positions)))
+
+
+def shuffled(key: jax.Array, epoch: Shown) -> tuple[jax.Array, jax.Array | None]:
+    """The positions in a random order, those that count first, and how many count."""
+    positions, num = epoch
+    if num is None:
+        return positions[jax.random.permutation(key, positions.size)], None
+    draws = jax.random.uniform(key, positions.shape)
+    order = jnp.argsort(jnp.where(jnp.arange(positions.size) < num, draws, 2.0))
+    return positions[order], num
+
+
 def el2n(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """EL2N scores `[n]`: the length of the error `softmax(logits) - one_hot(labels)`.
 

@@ -7,6 +7,9 @@ References:
 
 from __future__ import annotations
 
+import functools
+import logging
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,19 +17,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import augment, devices, losses, preemption, randomness, training
+from edf_jax import (
+    augment,
+    devices,
+    difficulty,
+    losses,
+    parts,
+    preemption,
+    randomness,
+    storage,
+    training,
+)
 from edf_jax.convolution import choose_convolution
 from edf_jax.data import Dataset, Normalisation
+from edf_jax.expert_settings import expert_seed, needed_epochs, settings, wanted_epochs
+from edf_jax.expert_stores import check_imported, find_store, is_imported, lock_when_free
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network, build_network
 from edf_jax.progress import Progress
 from edf_jax.trajectories import TrajectoryStore, Writer
 
-# What decides an expert's numbers; a store made with other values is another store.
-_GROUPS = ("data.", "model.", "experts.")
-_FREE = (
-    "data.workers", "data.cache_dir", "data.path", "experts.dir", "experts.num", "experts.keep",
-)
+_log = logging.getLogger(__name__)
 
 
 def network_for(config, info, name: str | None = None) -> Network:
@@ -67,32 +78,6 @@ def on_device(images: np.ndarray, normalisation: Normalisation) -> tuple[jax.Arr
     return jnp.asarray(images), normalisation.apply
 
 
-def settings(config, dataset: Dataset, network: Network) -> dict[str, Any]:
-    """All that decides the experts' numbers."""
-    from edf_jax.config import flatten
-
-    chosen = {
-        name: value
-        for name, value in flatten(config).items()
-        if name.startswith(_GROUPS) and name not in _FREE
-    }
-    return {
-        **chosen,
-        "seed": config.seed,
-        "precision": config.precision,
-        "augment.strategy": config.augment.strategy,
-        "dataset": dataset.info.fingerprint,
-        "num_params": network.num_params,
-    }
-
-
-def needed_epochs(config) -> set[int]:
-    """The epochs that distillation can ask for, and the last."""
-    starts = range(config.distill.min_start_epoch, config.distill.max_start_epoch)
-    targets = (start + config.distill.expert_epochs for start in starts)
-    return {*starts, *targets, config.experts.epochs}
-
-
 def expert_recipe(config, network: Network, prepare: Callable) -> training.Recipe:
     """How experts are trained (`METHOD` section 1 of the paper's appendix: GSAM and DSA)."""
     options = config.experts
@@ -116,6 +101,14 @@ def expert_recipe(config, network: Network, prepare: Callable) -> training.Recip
     )
 
 
+def open_experts(config, dataset: Dataset, workdir: pathlib.Path) -> TrajectoryStore:
+    """The store of a run's experts: its own, or one with the same settings (`expert_stores`)."""
+    network = network_for(config, dataset.info)
+    return find_store(
+        config.experts, settings(config, dataset, network), wanted_epochs(config), workdir
+    )
+
+
 def train_experts(
     config, dataset: Dataset, store: TrajectoryStore, metrics: MetricsWriter
 ) -> list[float]:
@@ -131,6 +124,8 @@ def train_experts(
         The last test accuracy of each expert, in percent.
     """
     network = network_for(config, dataset.info)
+    if is_imported(store):
+        return _test_imported(config, dataset, network, store)
     group_size = config.experts.group or min(config.experts.num, 5)
     chosen = settings(config, dataset, network)
     store.check(chosen)
@@ -138,23 +133,25 @@ def train_experts(
     test_images, _ = on_device(dataset.test.images, dataset.info.normalisation)
     labels, test_labels = jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)
     recipe = expert_recipe(config, network, prepare)
-    key = randomness.stream(config.seed, "experts")
+    key = randomness.stream(expert_seed(config), "experts")
     last = config.experts.epochs
+    schedule = parts.EXPERT_SCHEDULES[config.experts.schedule]
 
     def first(expert):
         return training.initial_state(recipe, jax.random.fold_in(key, 2 * expert))
 
-    def epoch(state, expert, index, images, labels):
-        epochs = training.Epochs(index[None], jnp.full(1, config.experts.lr), jnp.zeros(1, bool))
-        state, loss = training.train_epochs(
-            recipe, state, images, labels, epochs, jax.random.fold_in(key, 2 * expert + 1)
+    def epoch(state, expert, index, shown, images, labels):
+        epoch_key = jax.random.fold_in(jax.random.fold_in(key, 2 * expert + 1), index)
+        order_key, step_key = jax.random.split(epoch_key)
+        order, count = difficulty.shuffled(order_key, shown)
+        return training.train_epoch(
+            recipe, state, images, labels, order, step_key, config.experts.lr, count=count
         )
-        return state, loss[0]
 
     @jax.jit
-    def train(states, experts, index, images, labels):
+    def train(states, experts, index, shown, images, labels):
         return training.for_each_network(
-            lambda state, expert: epoch(state, expert, index, images, labels)
+            lambda state, expert: epoch(state, expert, index, shown, images, labels)
         )(states, experts)
 
     @jax.jit
@@ -165,6 +162,17 @@ def train_experts(
             )
         )(states)
 
+    def show(index: int) -> difficulty.Shown:
+        share = schedule(index)
+        if share == difficulty.EVERYTHING:
+            return difficulty.Shown(jnp.arange(len(labels)), None)
+        positions = difficulty.chosen_by(share, scores(), dataset.train.labels)
+        return difficulty.shown(positions, len(labels), pads=not network.has_batch_stats)
+
+    @functools.cache
+    def scores() -> np.ndarray:
+        return _difficulty(config, recipe, images, labels, store)
+
     def train_group(group: int, epochs: list[int], writer: Writer, on_row: Callable) -> None:
         experts = group * store.group_size + jnp.arange(store.members(group, config.experts.num))
         states = jax.jit(jax.vmap(first))(experts)
@@ -173,7 +181,8 @@ def train_experts(
             if index > 0:
                 if at != index - 1:
                     states = _restore(store, group, index - 1, states)
-                states, loss = train(states, experts, jnp.int32(index - 1), images, labels)
+                shown = show(index - 1)
+                states, loss = train(states, experts, jnp.int32(index - 1), shown, images, labels)
             at = index
             right = np.asarray(test(states, test_images, test_labels)) * 100
             details = {
@@ -187,11 +196,11 @@ def train_experts(
                 on_row(group * last + index, _row(group, index, details))
             preemption.stop_if_asked()
 
-    wanted = needed_epochs(config) if config.experts.keep == "needed" else set(range(last + 1))
+    wanted = wanted_epochs(config)
     if store.is_complete(config.experts.num, wanted):
         _mend_rows(store, metrics, dict.fromkeys(_groups(store, config), []), last)
     else:
-        with store.lock():
+        with lock_when_free(store):
             store.open(chosen, config.experts.num, group_size)
             plan = {
                 group: store.to_train(group, store.members(group, config.experts.num), wanted)
@@ -218,6 +227,47 @@ def train_experts(
     for group in _groups(store, config):
         accuracies += store.details(group, last)["test_accuracy"]
     return accuracies[: config.experts.num]
+
+
+def _test_imported(
+    config, dataset: Dataset, network: Network, store: TrajectoryStore
+) -> list[float]:
+    """The last test accuracies of imported experts, once it is clear that they fit."""
+    check_imported(store, network, config.experts.num, needed_epochs(config))
+    images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
+    labels = jnp.asarray(dataset.test.labels)
+
+    @jax.jit
+    def right(theta, images, labels):
+        return training.accuracy(network, theta, {}, images, labels, prepare)
+
+    return [
+        100 * float(right(store.snapshot(expert, config.experts.epochs), images, labels))
+        for expert in range(config.experts.num)
+    ]
+
+
+def _difficulty(
+    config, recipe: training.Recipe, images: jax.Array, labels: jax.Array, store: TrajectoryStore
+) -> np.ndarray:
+    """The training images' difficulty `[N]`, kept in the store."""
+    path, options = store.folder / "difficulty", config.experts
+    try:
+        return storage.load_arrays(path)["scores"]
+    except storage.DamagedFile:
+        _log.info("experts: scoring how difficult images are (%s)", options.difficulty)
+    scores = difficulty.mean_scores(
+        recipe,
+        images,
+        labels,
+        how=options.difficulty,
+        networks=options.difficulty_networks,
+        epochs=options.difficulty_epochs,
+        rate=options.lr,
+        key=randomness.stream(expert_seed(config), "difficulty"),
+    )
+    storage.save_arrays(path, {"scores": scores})
+    return scores
 
 
 def _groups(store: TrajectoryStore, config) -> range:

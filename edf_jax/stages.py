@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edf_jax import randomness, storage, synthetic, training
+from edf_jax.config import flatten
 from edf_jax.data import Dataset, load_dataset
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
-from edf_jax.experts import named_leaves, network_for, on_device, train_experts
+from edf_jax.experts import named_leaves, network_for, on_device, open_experts, train_experts
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network
 from edf_jax.progress import Progress
@@ -54,6 +55,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
         workdir,
         tensorboard=config.log.tensorboard,
         wandb_project=config.log.wandb_project or None,
+        config=flatten(config),
     ) as metrics:
 
         def teacher() -> Teacher:
@@ -66,7 +68,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
             found = teacher()
             print(f"teacher: {found.name}, {found.accuracy:.2f}% on test images", file=sys.stderr)
             return None
-        store = TrajectoryStore(pathlib.Path(config.experts.dir or workdir / "experts"))
+        store = open_experts(config, dataset, workdir)
         accuracies: list[float] = []
         foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
         if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
@@ -276,8 +278,6 @@ def initialise(
 
 
 def _start(config, info, images, logits, classes) -> DistilledSet:
-    from edf_jax.config import flatten
-
     if config.distill.labels == "hard":
         logits = synthetic.hard_labels(classes, info.num_classes)
     return DistilledSet(

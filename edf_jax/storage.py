@@ -37,6 +37,10 @@ class DamagedFile(UserError):
     """A file that a run wrote can't be read back as it was written."""
 
 
+class Busy(UserError):
+    """Another process has a folder's lock."""
+
+
 class WriteFailed(UserError):
     """A file can't be written: the disk is full, say, or the folder read-only."""
 
@@ -196,7 +200,7 @@ def locked(folder: pathlib.Path, busy: str) -> Iterator[None]:
     """Keeps other processes from `folder`; a kill leaves no lock behind.
 
     Raises:
-        UserError: another process has it; says `busy`.
+        Busy: another process has it; says `busy`.
         WriteFailed: the folder can't be made or written.
     """
     with contextlib.ExitStack() as stack:
@@ -208,13 +212,13 @@ def locked(folder: pathlib.Path, busy: str) -> Iterator[None]:
             # The one before may have removed its folder, and with it this very lock.
             current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
         except BlockingIOError:
-            raise UserError(busy) from None
+            raise Busy(busy) from None
         except FileNotFoundError:
             current = False
         except OSError as error:
             raise UserError(f"{folder} can't be locked: {_cause(error)}") from error
         if not current:
-            raise UserError(busy)
+            raise Busy(busy)
         yield
 
 

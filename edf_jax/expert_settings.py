@@ -1,0 +1,79 @@
+"""What decides the experts' numbers, and which of their epochs are of use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edf_jax.config import flatten
+from edf_jax.data import Dataset
+from edf_jax.models import Network
+
+# What decides an expert's numbers after each epoch; with other values it is another expert.
+_GROUPS = ("data.", "model.", "experts.")
+_FREE = (
+    "data.workers",
+    "data.cache_dir",
+    "data.path",
+    "experts.dir",
+    "experts.share",
+    "experts.num",
+    "experts.epochs",
+    "experts.keep",
+    "experts.group",
+    "experts.seed",
+)
+# What only some choices of a part look at.
+_ONLY_WITH = {
+    "experts.optimizer": {"gsam": ("experts.rho", "experts.gsam_alpha", "experts.adaptive")},
+    "experts.schedule": {
+        "pad": (
+            "experts.difficulty",
+            "experts.difficulty_networks",
+            "experts.difficulty_epochs",
+        )
+    },
+}
+
+
+def settings(config, dataset: Dataset, network: Network) -> dict[str, Any]:
+    """All that decides the experts' numbers."""
+    flat = flatten(config)
+    unread = {
+        name
+        for part, readers in _ONLY_WITH.items()
+        for choice, names in readers.items()
+        if flat[part] != choice
+        for name in names
+    }
+    chosen = {
+        name: value
+        for name, value in flat.items()
+        if name.startswith(_GROUPS) and name not in _FREE and name not in unread
+    }
+    return {
+        **chosen,
+        "seed": expert_seed(config),
+        "precision": config.precision,
+        "augment.strategy": config.augment.strategy,
+        "dataset": dataset.info.fingerprint,
+        "num_params": network.num_params,
+    }
+
+
+def expert_seed(config) -> int:
+    """What fixes the experts' randomness."""
+    return config.seed if config.experts.seed < 0 else config.experts.seed
+
+
+def wanted_epochs(config) -> set[int]:
+    """The epochs that a store is to hold."""
+    if config.experts.keep == "needed":
+        return needed_epochs(config)
+    return set(range(config.experts.epochs + 1))
+
+
+def needed_epochs(config) -> set[int]:
+    """The epochs that distillation can ask for, and the last."""
+    starts = range(config.distill.min_start_epoch, config.distill.max_start_epoch)
+    targets = (start + config.distill.expert_epochs for start in starts)
+    return {*starts, *targets, config.experts.epochs}

@@ -2,97 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 from typing import Any
 
 from edf_jax import augment, gradcam
 from edf_jax.devices import PRECISIONS
-
-# The value of a part that the method of the family chooses.
-AUTO = "auto"
+from edf_jax.keys import AUTO, Key, share
 
 _EDF = "EDF (2410.17193), official code"
-_OURS = "this project"
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key of a config.
-
-    Attributes:
-        default: its value unless a config says otherwise; decides the type too.
-        meaning: one line, with units.
-        source: where the default comes from.
-        choices: the allowed values, where they are few.
-        at_least: smallest allowed number.
-        at_most: largest allowed number.
-        below: numbers must be less than this.
-        positive: numbers must be over zero.
-    """
-
-    default: Any
-    meaning: str
-    source: str = _OURS
-    choices: tuple[str, ...] = ()
-    at_least: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    positive: bool = False
-
-    @property
-    def kind(self) -> type:
-        """The type of its values."""
-        return type(self.default)
-
-    @property
-    def range(self) -> str:
-        """The allowed values in words; '' where every value of the type is."""
-        if self.choices:
-            return ", ".join(self.choices)
-        parts = []
-        if self.positive:
-            parts.append("> 0")
-        if self.at_least is not None:
-            parts.append(f">= {self.at_least:g}")
-        if self.at_most is not None:
-            parts.append(f"<= {self.at_most:g}")
-        if self.below is not None:
-            parts.append(f"< {self.below:g}")
-        return " and ".join(parts)
-
-    def fault(self, value: Any) -> str | None:
-        """What is wrong with a value, or None."""
-        if self.kind is bool or isinstance(value, bool):
-            if type(value) is not self.kind:
-                return f"must be of type {self.kind.__name__}"
-        elif self.kind is float:
-            if not isinstance(value, (int, float)):
-                return "must be a number"
-        elif not isinstance(value, self.kind):
-            return f"must be of type {self.kind.__name__}"
-        if self.choices and value not in self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"must be one of {', '.join(self.choices)}{hint}"
-        if self.kind in (int, float):
-            if not math.isfinite(value):
-                return "must be a finite number"
-            within = (
-                (not self.positive or value > 0)
-                and (self.at_least is None or value >= self.at_least)
-                and (self.at_most is None or value <= self.at_most)
-                and (self.below is None or value < self.below)
-            )
-            if not within:
-                return f"must be {self.range}"
-        return None
-
-
-def _share(default: float, meaning: str, source: str = _OURS) -> Key:
-    return Key(default, meaning, source, at_least=0, below=1)
-
 
 # What the methods of the family are: the parts of the loop that each chooses, and the numbers that
 # come with it. A part stands where a config says 'auto'; a number stands unless the user gives
@@ -206,7 +122,7 @@ _AUGMENT = {
         "DSA's ops joined by underscores, of which a minibatch gets one; 'none' is none",
         "DSA (2102.08259)",
     ),
-    "augment.crop_ratio": _share(0.25, "largest shift over the side, student and evaluation", _EDF),
+    "augment.crop_ratio": share(0.25, "largest shift over the side, student and evaluation", _EDF),
 }
 
 _EXPERTS = {
@@ -214,7 +130,7 @@ _EXPERTS = {
     "experts.epochs": Key(100, "E, epochs of each", _EDF, at_least=1),
     "experts.batch": Key(256, "batch size", _EDF, at_least=1),
     "experts.lr": Key(0.01, "learning rate", _EDF, positive=True),
-    "experts.momentum": _share(0.0, "SGD momentum", _EDF),
+    "experts.momentum": share(0.0, "SGD momentum", _EDF),
     "experts.weight_decay": Key(0.0, "SGD weight decay", _EDF, at_least=0),
     "experts.optimizer": Key(AUTO, "the step", "the method", (AUTO, "sgd", "gsam")),
     "experts.schedule": Key(
@@ -233,7 +149,7 @@ _EXPERTS = {
     "experts.rho": Key(0.01, "GSAM's ascent radius", _EDF, at_least=0),
     "experts.gsam_alpha": Key(0.3, "GSAM's alpha", _EDF, at_least=0),
     "experts.adaptive": Key(True, "GSAM's ascent scaled by the weights", _EDF),
-    "experts.crop_ratio": _share(0.125, "largest shift over the side in expert training", _EDF),
+    "experts.crop_ratio": share(0.125, "largest shift over the side in expert training", _EDF),
     "experts.group": Key(0, "experts trained at once; 0 chooses", at_least=0),
     "experts.keep": Key(
         "all", "snapshots kept on disk: all epochs, or those needed", choices=("all", "needed")
@@ -272,17 +188,17 @@ _DISTILL = {
     "distill.lr_y": Key(2.0, "rate of the label logits", _EDF, at_least=0),
     "distill.lr_lr": Key(1e-5, "rate of the student's rate", _EDF, at_least=0),
     "distill.lr_teacher": Key(0.01, "alpha, the student's rate, at the start", _EDF, positive=True),
-    "distill.momentum_img": _share(0.5, "momentum of the images", _EDF),
-    "distill.momentum_y": _share(0.9, "momentum of the labels", _EDF),
-    "distill.momentum_lr": _share(0.5, "momentum of alpha", _EDF),
+    "distill.momentum_img": share(0.5, "momentum of the images", _EDF),
+    "distill.momentum_y": share(0.9, "momentum of the labels", _EDF),
+    "distill.momentum_lr": share(0.5, "momentum of alpha", _EDF),
     "distill.threshold": Key(
         1.5, "matching losses over it change nothing; 0 is no gate", _EDF, at_least=0
     ),
     "distill.loss_mask": Key(
         AUTO, "which parameters count", "the method", (AUTO, "none", "cpd", "deep_layers")
     ),
-    "distill.drop": _share(0.25, "CPD's share of smallest losses left out", _EDF),
-    "distill.depth_ratio": _share(
+    "distill.drop": share(0.25, "CPD's share of smallest losses left out", _EDF),
+    "distill.depth_ratio": share(
         0.5, "deep_layers' share of first parameters left out", "PAD (2408.03360)"
     ),
     "distill.labels": Key(
@@ -297,7 +213,7 @@ _DISTILL = {
     "distill.gradient": Key(
         AUTO, "through the student's steps", "the method", (AUTO, "exact", "tesla")
     ),
-    "distill.average": _share(
+    "distill.average": share(
         0.0,
         "decay of the images' moving average, evaluated beside them; 0 is none",
         "FTD (2211.11004)",
@@ -337,7 +253,7 @@ _CAM = {
     ),
     "cam.every": Key(100, "iterations between maps (the paper's interval)", _EDF, at_least=1),
     "cam.beta": Key(1.0, "DAE's addition where the map is high", _EDF, at_least=0),
-    "cam.threshold": _share(0.0, "DAE's fixed threshold; 0 is each map's mean", _EDF),
+    "cam.threshold": share(0.0, "DAE's fixed threshold; 0 is each map's mean", _EDF),
 }
 
 _EVALUATE = {
@@ -376,7 +292,7 @@ _EVALUATE = {
     "evaluate.num": Key(5, "networks trained from scratch", at_least=1),
     "evaluate.epochs": Key(1000, "E_eval; one more is run", _EDF, at_least=1),
     "evaluate.batch": Key(128, "batch size", _EDF, at_least=1),
-    "evaluate.momentum": _share(0.9, "SGD momentum", _EDF),
+    "evaluate.momentum": share(0.9, "SGD momentum", _EDF),
     "evaluate.weight_decay": Key(5e-4, "SGD weight decay", _EDF, at_least=0),
     "evaluate.during_num": Key(
         1, "networks of the evaluations during distillation", _EDF, at_least=1
@@ -402,7 +318,7 @@ _TEACHER = {
     "teacher.epochs": Key(60, "epochs on the real data", at_least=1),
     "teacher.batch": Key(128, "batch size", at_least=1),
     "teacher.lr": Key(0.05, "first learning rate; falls to 0 along half a cosine", positive=True),
-    "teacher.momentum": _share(0.9, "SGD momentum"),
+    "teacher.momentum": share(0.9, "SGD momentum"),
     "teacher.weight_decay": Key(5e-4, "SGD weight decay", at_least=0),
     "teacher.smallest_crop": Key(
         0.25, "least area of its random crops over the image's", positive=True, at_most=1

@@ -61,6 +61,7 @@ class Accuracy:
 _TITLES = {
     "random": "Random real images",
     "distilled": "Distilled, last",
+    "average": "Distilled, moving average",
     "best_on_test": "Distilled, best on test",
     "full": "All real data",
 }
@@ -89,6 +90,8 @@ def _note(kind: str, result: dict[str, Any]) -> str:
         return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
     if kind == "distilled":
         return "after the last iteration" + ("" if step is None else f" ({step})")
+    if kind == "average":
+        return "of the images over all iterations (FTD)"
     if kind == "best_on_test":
         return "chosen on test data" + ("" if step is None else f", iteration {step}")
     return result.get("full_how", "what distillation aims at")

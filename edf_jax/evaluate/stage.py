@@ -146,10 +146,11 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, tuple[Su
     folder = workdir / "distilled"
     last = synthetic.load(folder / "last.safetensors")
     sets = {"distilled": (subjects.of_distilled(last), last.step)}
-    path = folder / "best_on_test.safetensors"
-    if path.exists():
-        best = synthetic.load(path)
-        sets["best_on_test"] = (subjects.of_distilled(best), best.step)
+    for kind in ("average", "best_on_test"):
+        path = folder / f"{kind}.safetensors"
+        if path.exists():
+            found = synthetic.load(path)
+            sets[kind] = (subjects.of_distilled(found), found.step)
     return sets
 
 

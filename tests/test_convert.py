@@ -13,6 +13,7 @@ import pytest
 from edf_jax import convert, storage, synthetic
 from edf_jax.data.normalisation import CIFAR, IMAGENET, Normalisation
 from edf_jax.errors import UserError
+from edf_jax.expert_stores import check_imported
 from edf_jax.interop import experts as official_experts
 from edf_jax.interop import torch_files
 from edf_jax.models import build_network, pretrained, torch_layout
@@ -88,6 +89,7 @@ def test_official_experts_become_a_store(tmp_path, capsys):
             assert theta.dtype == np.float32
             for ours, theirs in zip(torch_layout.to_torch(NETWORK, theta), tensors, strict=True):
                 np.testing.assert_array_equal(ours, theirs.numpy(), strict=True)
+    check_imported(store, NETWORK, 3, {0, 1, 2})
     pair = store.pair(2, 0, 2)
     np.testing.assert_array_equal(pair.target, store.snapshot(2, 2))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import config, distill, gradcam, losses, matching
+from edf_jax import config, gradcam, iteration, losses, matching
 from edf_jax.models import Network, torch_layout
 from tests.parity import reference, reference_networks
 from tests.parity.reference_networks import nhwc
@@ -29,15 +29,13 @@ def _network() -> Network:
     return reference_networks.build(_SETTINGS, nhwc(_ARRAYS["images"]).shape[1:])
 
 
-def _orders(iteration: int) -> list[np.ndarray]:
-    return [
-        _ARRAYS[f"order_it{iteration}_step{step}"] for step in range(int(_SETTINGS["syn_steps"]))
-    ]
+def _orders(index: int) -> list[np.ndarray]:
+    return [_ARRAYS[f"order_it{index}_step{step}"] for step in range(int(_SETTINGS["syn_steps"]))]
 
 
-def _batches(iteration: int) -> matching.StudentBatches:
+def _batches(index: int) -> matching.StudentBatches:
     """The file's batches as the pipeline holds them: the smaller ones filled up and masked."""
-    orders = _orders(iteration)
+    orders = _orders(index)
     size = max(map(len, orders))
     full = all(len(order) == size for order in orders)
     return matching.StudentBatches(
@@ -53,7 +51,7 @@ def _start(network: Network, dtype: str) -> tuple:
         torch_layout.from_torch_flat(network, _ARRAYS[name]).astype(dtype)
         for name in ("start", "target")
     )
-    values = distill.Learnable(
+    values = iteration.Learnable(
         jnp.asarray(nhwc(_ARRAYS["images"]), dtype),
         jnp.asarray(_ARRAYS["labels"], dtype),
         jnp.asarray(_SETTINGS["lr_init"], dtype),
@@ -136,11 +134,10 @@ def test_outer_iterations_are_the_official_ones(drop):
             }
         )
     )
-    iterate = distill.make_iteration(resolved, network, len(_ARRAYS["images"]))
-    optimiser = distill.outer_optimiser(resolved.distill)
+    iterate = iteration.make_iteration(resolved, network, len(_ARRAYS["images"]))
 
     @jax.jit
-    def iteration(state, start, target, weight, batches):
+    def step(state, start, target, weight, batches):
         # Only the choice of batches is the file's; all else is what a run compiles.
         with mock.patch.object(matching, "student_batches", lambda *_: batches):
             return iterate(state, start[None], target[None], weight, jax.random.key(0))
@@ -152,9 +149,9 @@ def test_outer_iterations_are_the_official_ones(drop):
         with jax.default_matmul_precision("highest"):
             start, target, values = _start(network, "float32")
             weight = gradcam.dae_weight(_ARRAYS["maps"], beta, _SETTINGS["mask_threshold"])
-            state, found = distill.SynState(values, optimiser.init(values)), []
+            state, found = iteration.initial_state(resolved.distill, values), []
             for i in range(count):
-                state, report = iteration(state, start, target, weight, _batches(i))
+                state, report = step(state, start, target, weight, _batches(i))
                 assert not report["skipped"]
                 found.append(report["loss"])
         expected = {

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from edf_jax import augment, gradcam, losses, matching, parts
+from edf_jax import augment, gradcam, losses, matching, parallel, parts
 from edf_jax.models import Network
 
 _LABEL_BATCH = 256
@@ -143,16 +145,36 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
     select = parts.LOSS_MASKS[options.loss_mask](options)
     labels_of_target = parts.LABELS[options.labels].of_target
 
+    mesh = parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
+    axis = parallel.DATA if config.parallel.data > 1 else None
+    batch = min(options.batch_syn, num_images)
+
     def student_loss(theta, images, labels, mask):
-        return losses.soft_cross_entropy(network.apply(theta, images, train=True), labels, mask)
+        logits = network.apply(theta, images, train=True)
+        count = None if axis is None else lax.psum(jnp.sum(mask, dtype=logits.dtype), axis)
+        return losses.soft_cross_entropy(logits, labels, mask, count=count)
 
     def transform(key, images):
-        return augment.dsa(
-            key,
+        draws = augment.draw_dsa(key, batch, strategy=config.augment.strategy, dtype=images.dtype)
+        if axis is not None:
+            uniforms = parallel.share_of_columns(draws.uniforms.T, axis, config.parallel.data)
+            draws = draws._replace(uniforms=uniforms.T)
+        return augment.apply_dsa(
+            draws,
             images,
             strategy=config.augment.strategy,
             crop_ratio=config.augment.crop_ratio,
         )
+
+    def draw_batches(key):
+        batches = matching.student_batches(key, num_images, options.batch_syn, options.syn_steps)
+        if axis is None:
+            return batches
+        mask = jnp.ones(batches.indices.shape) if batches.mask is None else batches.mask
+        share = functools.partial(
+            parallel.share_of_columns, axis=axis, size=config.parallel.data
+        )
+        return batches._replace(indices=share(batches.indices), mask=share(mask))
 
     def one(values, start, target, key):
         if labels_of_target:
@@ -166,18 +188,33 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
             values.images,
             values.labels,
             values.alpha,
-            matching.student_batches(key, num_images, options.batch_syn, options.syn_steps),
+            draw_batches(key),
             select=select,
             through_steps=parts.THROUGH_STEPS[options.gradient],
+            axis=axis,
         )
         gradients = Learnable(matched.images, matched.labels, matched.alpha)
         return matched.loss, gradients, values.labels
 
+    def match(values, starts, targets, keys):
+        """The mean over trajectories of loss, gradients and labels."""
+        results = lax.map(lambda t: one(values, *t), (starts, targets, keys))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+    if mesh is not None:
+        along = P(parallel.TRAJECTORY)
+        match = jax.shard_map(
+            functools.partial(_mean_over_trajectories, match),
+            mesh=mesh,
+            in_specs=(P(), along, along, along),
+            out_specs=P(),
+            check_vma=False,
+        )
+
     @jax.jit
     def iteration(state, starts, targets, weight, key):
         keys = jax.random.split(key, len(starts))
-        results = lax.map(lambda t: one(state.values, *t), (starts, targets, keys))
-        loss, gradients, labels = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+        loss, gradients, labels = match(state.values, starts, targets, keys)
         state, skipped = outer_step(
             optimiser, state, loss, gradients, weight, options.threshold, decay=options.average
         )
@@ -195,6 +232,10 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
         return state, report
 
     return iteration
+
+
+def _mean_over_trajectories(match: Callable, *arguments):
+    return lax.pmean(match(*arguments), parallel.TRAJECTORY)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,21 @@ import jax.numpy as jnp
 import optax
 
 
-def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _mean(
+    values: jax.Array, mask: jax.Array | None, count: jax.Array | None = None
+) -> jax.Array:
     if mask is None:
-        return jnp.mean(values)
+        return jnp.mean(values) if count is None else jnp.sum(values) / count
     mask = mask.astype(values.dtype)
-    return jnp.sum(values * mask) / jnp.sum(mask)
+    return jnp.sum(values * mask) / (jnp.sum(mask) if count is None else count)
 
 
 def soft_cross_entropy(
-    logits: jax.Array, target_logits: jax.Array, mask: jax.Array | None = None
+    logits: jax.Array,
+    target_logits: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    count: jax.Array | None = None,
 ) -> jax.Array:
     """Mean over the batch of `-sum softmax(target_logits) * log_softmax(logits)`.
 
@@ -24,6 +30,7 @@ def soft_cross_entropy(
       target_logits: `[n, C]`, the labels as logits; the loss is differentiable in them too.
       mask: `[n]`, 1 for examples that count and 0 for padding; None counts all. At least one
         example has to count.
+      count: what the sum is divided by, where these are a share of a larger batch.
 
     Returns:
       A scalar.
@@ -32,7 +39,7 @@ def soft_cross_entropy(
       DATM (arXiv 2310.05773), section 3.3; the inner loss of EDF (arXiv 2410.17193).
     """
     losses = optax.losses.softmax_cross_entropy(logits, jax.nn.softmax(target_logits))
-    return _mean(losses, mask)
+    return _mean(losses, mask, count)
 
 
 def hard_cross_entropy(

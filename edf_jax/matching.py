@@ -159,6 +159,8 @@ def unroll(
     labels: jax.Array,
     alpha: jax.Array,
     batches: StudentBatches,
+    *,
+    axis: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The student's N steps of SGD.
 
@@ -170,6 +172,7 @@ def unroll(
         labels: `[n, C]` logits.
         alpha: the rate, a scalar.
         batches: see `student_batches`.
+        axis: as in `matching_gradient`.
 
     Returns:
         The final parameters `[P]`, and those before each step `[N, P]`.
@@ -178,7 +181,7 @@ def unroll(
     def step(theta, batch):
         seen = augment(batch.keys, images[batch.indices])
         gradient = jax.grad(loss)(theta, seen, labels[batch.indices], batch.mask)
-        return theta - alpha * gradient, theta
+        return theta - alpha * _over_shares(gradient, axis), theta
 
     return lax.scan(step, start, batches)
 
@@ -195,6 +198,7 @@ def matching_gradient(
     *,
     select: Selection | None = None,
     through_steps: bool = True,
+    axis: str | None = None,
 ) -> Matching:
     """The matching loss and its gradients, with the activation memory of a single step.
 
@@ -211,8 +215,11 @@ def matching_gradient(
         batches: see `student_batches`.
         select: which parameters count in the loss (`common_pattern_dropout`, `deep_layers`).
         through_steps: False holds each step's parameters constant (TESLA's gradient).
+        axis: the mesh axis over whose devices each batch is split, under `jax.shard_map`.
+            `batches` and `augment` are then of this device's share, and `loss` is its part of a
+            sum over devices.
     """
-    theta, before = unroll(loss, augment, start, images, labels, alpha, batches)
+    theta, before = unroll(loss, augment, start, images, labels, alpha, batches, axis=axis)
     value, sensitivity = jax.value_and_grad(matching_loss)(theta, start, target, select)
 
     def step_back(carry, inputs):
@@ -227,6 +234,7 @@ def matching_gradient(
             theta, seen, labels[batch.indices]
         )
         (to_images,) = augment_vjp(to_seen)
+        to_theta, along = _over_shares((to_theta, along), axis)
         totals = (
             totals[0].at[batch.indices].add(-alpha * to_images),
             totals[1].at[batch.indices].add(-alpha * to_labels),
@@ -235,5 +243,12 @@ def matching_gradient(
         return (v - alpha * to_theta if through_steps else v, totals), None
 
     zeros = (jnp.zeros_like(images), jnp.zeros_like(labels), jnp.zeros_like(alpha))
-    (_, gradients), _ = lax.scan(step_back, (sensitivity, zeros), (before, batches), reverse=True)
-    return Matching(value, *gradients, theta)
+    (_, totals), _ = lax.scan(step_back, (sensitivity, zeros), (before, batches), reverse=True)
+    # The images' and labels' gradients only now: nothing in the sweep needs them.
+    to_images, to_labels = _over_shares(totals[:2], axis)
+    return Matching(value, to_images, to_labels, totals[2], theta)
+
+
+def _over_shares(tree, axis: str | None):
+    """The sum over the devices that hold shares of a batch."""
+    return tree if axis is None else lax.psum(tree, axis)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from edf_jax import gsam
+from edf_jax import gsam, parallel
 from edf_jax.models import Network
 
 # (logits [b, C], targets [b, ...], mask [b] or None) -> scalar
@@ -318,13 +318,17 @@ def accuracy(
 def for_each_network(function: Callable, how: str = "auto") -> Callable:
     """`function` over the leading axis of all its arguments, one network an entry.
 
+    The networks are spread over all devices.
+
     Args:
         function: of one network's arguments.
-        how: `vmap`, `loop`, or `auto`: a loop on a CPU, where a mapped convolution is no faster
-            and takes K times the memory.
+        how: what a device does with its share: `vmap`, `loop`, or `auto`: a loop on a CPU, where
+            a mapped convolution is no faster and takes K times the memory.
     """
     if how == "auto":
         how = "loop" if jax.default_backend() == "cpu" else "vmap"
     if how == "vmap":
-        return jax.vmap(function)
-    return lambda *arguments: lax.map(lambda entry: function(*entry), arguments)
+        return parallel.over_networks(jax.vmap(function))
+    return parallel.over_networks(
+        lambda *arguments: lax.map(lambda entry: function(*entry), arguments)
+    )

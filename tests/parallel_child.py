@@ -1,0 +1,71 @@
+"""Prints as JSON how far each mesh's outer iteration is from one device's; run as a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+
+import jax.numpy as jnp  # noqa: E402
+
+from edf_jax import config, iteration, models  # noqa: E402
+
+_TRAJECTORIES = 8
+_MESHES = [(8, 1), (1, 8), (4, 2), (2, 4), (2, 1), (1, 3)]
+
+
+def moved(trajectory: int, data: int, dtype, batch: int):
+    """Loss, and how far one iteration moves images, labels and alpha."""
+    settings = config.resolve(
+        config.default_config(
+            **{
+                "distill.ipc": 2,
+                "distill.batch_syn": batch,
+                "distill.syn_steps": 3,
+                "distill.trajectories": _TRAJECTORIES,
+                "distill.threshold": 0.0,
+                "distill.lr_img": 1.0,
+                "parallel.trajectory": trajectory,
+                "parallel.data": data,
+            }
+        )
+    )
+    network = models.build_network(
+        "ConvNet", num_classes=4, image_shape=(8, 8, 3), width=4, depth=2
+    )
+    keys = jax.random.split(jax.random.key(0), 5)
+    starts = jax.vmap(lambda key: network.init(key)[0])(jax.random.split(keys[0], _TRAJECTORIES))
+    starts = starts.astype(dtype)
+    targets = starts + 0.02 * jax.random.normal(keys[1], starts.shape, dtype)
+    images = jax.random.normal(keys[2], (8, 8, 8, 3), dtype)
+    labels = jax.random.normal(keys[3], (8, 4), dtype)
+    values = iteration.Learnable(images, labels, jnp.asarray(0.1, dtype))
+    state = iteration.initial_state(settings.distill, values)
+    step = iteration.make_iteration(settings, network, 8)
+    weight = jnp.ones((8, 8, 8, 1), dtype)
+    after, report = step(state, starts, targets, weight, keys[4])
+    # One step of plain SGD: the momentum's trace is the gradient.
+    return report["loss"], *(leaf for leaf in jax.tree.leaves(after.momentum) if leaf.ndim in (0, 2, 4))
+
+
+def main() -> None:
+    rows = []
+    for dtype in (jnp.float64, jnp.float32):
+        for batch in (8, 5):
+            expected = moved(1, 1, dtype, batch)
+            for mesh in _MESHES:
+                actual = moved(*mesh, dtype, batch)
+                errors = [
+                    float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+                    for a, b in zip(actual, expected)
+                ]
+                rows.append([dtype.__name__, batch, mesh, max(errors), len(errors)])
+    json.dump(rows, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

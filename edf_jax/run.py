@@ -83,7 +83,8 @@ class Run:
         Raises:
             UserError: it is no path, or belongs to another config.
         """
-        if "://" in str(self.workdir):
+        # pathlib makes gs:/bucket of gs://bucket.
+        if self.workdir.parts[:1] and self.workdir.parts[0].endswith(":"):
             raise UserError(f"--workdir={self.workdir}: give a folder on this machine")
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"--workdir={self.workdir} is a file: give a folder")

@@ -11,18 +11,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edf_jax import synthetic
+from edf_jax import storage, synthetic
 from edf_jax.errors import UserError
 from edf_jax.metrics import read_metrics
 from edf_jax.synthetic import DistilledSet
 
 _MAPS_FILE = Path("figures") / "activation_maps.safetensors"
+_MAPS_FORMAT = "edf_jax activation maps 1"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +85,9 @@ class RunFiles:
 
     def activation_maps(self) -> ActivationMaps | None:
         """What `save_activation_maps` saved, unless it is of another set than the last."""
-        from safetensors import safe_open
-
-        path = self.workdir / _MAPS_FILE
-        if not path.exists() or self.last is None:
+        if self.last is None:
             return None
-        with safe_open(path, framework="numpy") as file:
-            network = (file.metadata() or {}).get("network", "")
-            maps, weights = file.get_tensor("maps"), file.get_tensor("weights")
-        fits = maps.shape == self.last.images.shape[:3]
-        return ActivationMaps(maps, weights, network) if fits else None
+        return _read_activation_maps(self.workdir, self.last.images)
 
 
 def open_run(workdir: str | Path) -> RunFiles:
@@ -109,34 +105,65 @@ def open_run(workdir: str | Path) -> RunFiles:
     return RunFiles(folder)
 
 
-def save_activation_maps(workdir: str | Path, maps, weights, *, network: str) -> Path:
-    """Keeps the last set's activation maps for figures and the report.
+def activation_maps_are_there(workdir: str | Path, images: np.ndarray) -> bool:
+    """Whether the activation maps of these very images are kept, and intact."""
+    return _read_activation_maps(Path(workdir), images) is not None
+
+
+def _read_activation_maps(workdir: Path, images: np.ndarray) -> ActivationMaps | None:
+    path = workdir / _MAPS_FILE
+    if not path.exists():
+        return None
+    try:
+        tensors, metadata = storage.load_tensors(path, _MAPS_FORMAT)
+    except UserError as error:
+        _log.warning("%s: left out", error)
+        return None
+    if metadata["images"] != storage.digest(np.asarray(images, np.float32)):
+        return None
+    return ActivationMaps(tensors["maps"], tensors["weights"], metadata["network"])
+
+
+def save_activation_maps(
+    workdir: str | Path, images: np.ndarray, maps, weights, *, network: str
+) -> Path:
+    """Keeps a set's activation maps for figures and the report.
 
     Args:
       workdir: the run's folder.
-      maps: `[n, H, W]` in [0, 1], in the order of the set's images.
+      images: `[n, H, W, C]`, the set's.
+      maps: `[n, H, W]` in [0, 1], in the order of the images.
       weights: `[n, H, W]` or `[n, H, W, 1]`, the DAE weight of each pixel.
       network: what made the maps, in a few words.
 
     Returns:
       The file's path.
     """
-    from safetensors.numpy import save
-
     maps = np.asarray(maps, np.float32)
     tensors = {"maps": maps, "weights": np.asarray(weights, np.float32).reshape(maps.shape)}
     path = Path(workdir) / _MAPS_FILE
-    write_file(path, save(tensors, metadata={"network": network}))
+    about = {"format": _MAPS_FORMAT, "network": network}
+    about["images"] = storage.digest(np.asarray(images, np.float32))
+    storage.save_tensors(path, tensors, about)
     return path
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes `content` whole or not at all, and makes the folder if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with storage.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): remove it, or run again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object: remove it, or run again")
+    return found

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import logging
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +16,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import randomness, storage, synthetic, training
-from edf_jax.config import flatten
+from edf_jax import preemption, randomness, storage, synthetic, training
+from edf_jax.config import check_against_data, flatten
 from edf_jax.data import Dataset, load_dataset
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
+from edf_jax.errors import UserError
 from edf_jax.experts import named_leaves, network_for, on_device, open_experts, train_experts
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network
 from edf_jax.progress import Progress
-from edf_jax.run import Run
-from edf_jax.run_files import save_activation_maps
+from edf_jax.run import Run, check_same
+from edf_jax.run_files import activation_maps_are_there, save_activation_maps
 from edf_jax.synthetic import DistilledSet
-from edf_jax.trajectories import TrajectoryStore
+from edf_jax.trajectories import DamagedSnapshot, TrajectoryStore
 
 if TYPE_CHECKING:
     from edf_jax.evaluate.bench import RealNetworks
     from edf_jax.evaluate.teacher import Teacher
 
+_log = logging.getLogger(__name__)
+# A loading that takes less shows no bar.
+_SECONDS_UNTOLD = 2.0
 STAGES = ("prepare", "teacher", "experts", "distill", "evaluate", "report")
 
 
@@ -69,30 +77,37 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
             print(f"teacher: {found.name}, {found.accuracy:.2f}% on test images", file=sys.stderr)
             return None
         store = open_experts(config, dataset, workdir)
-        accuracies: list[float] = []
-        foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
-        if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
-            with run.stage("experts"):
-                accuracies = train_experts(config, dataset, store, metrics)
-        if "distill" not in wanted:
-            return None
-        if not foreign:
-            with run.stage("distill"):
-                distil(config, dataset, store, metrics, workdir, teacher)
-        if "evaluate" not in wanted:
-            return None
-        with run.stage("evaluate"):
-            from edf_jax.evaluate.stage import evaluate_run
 
-            figures = evaluate_run(
-                config,
-                dataset,
-                accuracies,
-                workdir,
-                real_networks=_experts(config, dataset, store) if accuracies else None,
-                teacher=teacher,
-                provenance=run.origin(),
-            )
+        def learn() -> dict[str, Any] | None:
+            """From experts to figures; what is there is not made again."""
+            accuracies: list[float] = []
+            foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
+            if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
+                with run.stage("experts"):
+                    accuracies = train_experts(config, dataset, store, metrics)
+            if "distill" not in wanted:
+                return None
+            if not foreign:
+                with run.stage("distill"):
+                    distil(config, dataset, store, metrics, workdir, teacher)
+            if "evaluate" not in wanted:
+                return None
+            with run.stage("evaluate"):
+                from edf_jax.evaluate.stage import evaluate_run
+
+                return evaluate_run(
+                    config,
+                    dataset,
+                    accuracies,
+                    workdir,
+                    real_networks=_experts(config, dataset, store) if accuracies else None,
+                    teacher=teacher,
+                    provenance=run.origin(),
+                )
+
+        figures = _with_repairs(learn, store)
+    if figures is None:
+        return None
     result = {**figures, "method": config.method, "workdir": str(workdir), **run.provenance()}
     storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     if "report" in wanted:
@@ -105,17 +120,48 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     return result
 
 
+def _with_repairs(work: Callable[[], Any], store: TrajectoryStore) -> Any:
+    """The result of `work`, which is begun again after a damaged snapshot is taken away.
+
+    It trains what the store lacks, and continues from its own files otherwise.
+
+    Raises:
+        DamagedSnapshot: the same one is damaged again.
+    """
+    removed: set[tuple[int, int]] = set()
+    while True:
+        try:
+            return work()
+        except DamagedSnapshot as error:
+            place = (error.group, error.epoch)
+            if place in removed:
+                raise
+            removed.add(place)
+            _log.warning("%s: trained again", error)
+            with store.lock():
+                store.remove(*place)
+
+
 def prepare(config) -> Dataset:
     """Loads the real images, and checks what only they can tell.
 
     Raises:
         UserError: they aren't there, or there are too few.
     """
-    with Progress("prepare", unit="image") as bar:
-        dataset = load_dataset(config.data, progress=bar.at)
+    with contextlib.ExitStack() as stack:
+        began, bar = time.monotonic(), None
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar
+            preemption.stop_if_asked()
+            if bar is None and time.monotonic() - began > _SECONDS_UNTOLD:
+                bar = stack.enter_context(Progress("prepare", total, "image", start=done))
+            if bar is not None:
+                bar.at(done, total)
+
+        dataset = load_dataset(config.data, progress=show)
     counts = np.bincount(dataset.train.labels, minlength=dataset.info.num_classes)
-    if counts.min() < config.distill.ipc:
-        synthetic.choose_random(np.random.default_rng(0), dataset.train.labels, config.distill.ipc)
+    check_against_data(config, counts.tolist(), dataset.info.class_names)
     return dataset
 
 
@@ -147,14 +193,13 @@ def distil(
     from edf_jax.evaluate.stage import periodic
 
     finished = _finished_set(config, workdir)
-    if finished is not None:
-        return finished
     network = network_for(config, dataset.info)
-    first = workdir / "distilled" / "step_0.safetensors"
-    if (workdir / "checkpoints").exists() and first.exists():
-        start = synthetic.load(first)
-    else:
-        start = initialise(config, dataset, network, store)
+    if finished is not None:
+        if not activation_maps_are_there(workdir, finished.images):
+            cam = choose_cam_network(config, dataset, network, store, teacher)
+            _save_maps(config, cam, finished, workdir)
+        return finished
+    start = _first_set(config, workdir) or initialise(config, dataset, network, store)
     cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(
@@ -167,19 +212,48 @@ def distil(
         metrics,
         workdir,
     )
+    _save_maps(config, cam, last, workdir)
+    return last
+
+
+def _save_maps(config, cam: CamNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:
     maps, weight = make_weight(config, cam)(
         Learnable(jnp.asarray(last.images), jnp.asarray(last.labels), jnp.float32(last.alpha)),
         randomness.stream(config.seed, "shown maps"),
     )
-    save_activation_maps(workdir, np.asarray(maps), np.asarray(weight), network=cam.name)
-    return last
+    arrays = (last.images, np.asarray(maps), np.asarray(weight))
+    save_activation_maps(workdir, *arrays, network=cam.name)
+
+
+def _first_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+    """The set that an earlier sitting started from; None where it has to be made."""
+    path = workdir / "distilled" / "step_0.safetensors"
+    if not (workdir / "checkpoints").exists():
+        return None
+    try:
+        return dataclasses.replace(synthetic.load(path), config=flatten(config))
+    except UserError as error:
+        _log.warning("%s: made again", error)
+        return None
 
 
 def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
-    try:
-        last = synthetic.load(workdir / "distilled" / "last.safetensors")
-    except Exception:
+    """The last set of a finished distillation; None where there is more to do.
+
+    Raises:
+        UserError: it was made with another config.
+    """
+    folder = workdir / "distilled"
+    if not (folder / "last.safetensors").exists():
         return None
+    try:
+        last = synthetic.load(folder / "last.safetensors")
+        best = synthetic.load(folder / "best_on_test.safetensors")
+    except UserError as error:
+        _log.warning("%s: made again from the last checkpoint", error)
+        return None
+    for found in (last, best):
+        check_same(folder, found.config, config)
     return last if last.step == config.distill.iterations else None
 
 

@@ -178,6 +178,67 @@ def load_arrays(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[
     return arrays
 
 
+def save_tensors(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a `.safetensors` file, whole or not at all, with digests of all that it holds.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: words, with the kind of file under `format`.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    digests = json.dumps({name: digest(tensor) for name, tensor in tensors.items()})
+    sealed = {**metadata, "digests": digests}
+    sealed["digest"] = digest_of_record(sealed)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path), _removed_on_failure(temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, sealed)
+        _file_to_disk(temporary)
+        temporary.replace(path)
+
+
+def load_tensors(path: pathlib.Path, format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata that `save_tensors` wrote.
+
+    Raises:
+        DamagedFile: it is missing, or isn't what was written.
+        UserError: it is another kind of file.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:  # A damaged header makes it raise many kinds.
+        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
+    if metadata.get("format") != format:
+        raise UserError(f"{path} is a .safetensors file, but no {format}")
+    check_tensors(path, tensors, metadata)
+    return tensors, metadata
+
+
+def check_tensors(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Compares what was read from a file with the digests that `save_tensors` put there.
+
+    Raises:
+        DamagedFile: it isn't what was written.
+    """
+    content = {name: value for name, value in metadata.items() if name != "digest"}
+    if digest_of_record(content) != metadata.get("digest"):
+        raise DamagedFile(f"{path}: its metadata isn't what was written (the digest differs)")
+    for name, expected in json.loads(content.get("digests", "{}")).items():
+        if name not in tensors or digest(tensors[name]) != expected:
+            raise DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
+
+
 def remove(path: pathlib.Path) -> None:
     """Removes a file or folder if it is there; a kill leaves all of it or nothing."""
     if not os.path.lexists(path):
@@ -250,11 +311,15 @@ def _to_disk(folder: pathlib.Path) -> None:
     """Returns when a new folder's files are on the disk itself, not only on their way."""
     for file in folder.rglob("*"):
         if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _file_to_disk(file)
+
+
+def _file_to_disk(file: pathlib.Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cause(error: BaseException) -> str:

@@ -19,8 +19,9 @@ import numpy as np
 
 from edf_jax.data import Normalisation
 from edf_jax.errors import UserError
-from edf_jax.storage import DamagedFile, digest
+from edf_jax.storage import load_tensors, save_tensors
 
+_FORMAT = "edf_jax distilled set 1"
 # Softmax of these logits is exactly one-hot in float32.
 _HARD_LOGIT = 120.0
 _NOISE_CONFIDENCE = 0.9
@@ -63,9 +64,6 @@ class DistilledSet:
 
         With ZCA the file also holds `pixels`, for readers without the matrix.
         """
-        from safetensors.numpy import save_file
-
-        path = pathlib.Path(path)
         tensors = {
             "images": np.ascontiguousarray(self.images, np.float32),
             "labels": np.ascontiguousarray(self.labels, np.float32),
@@ -74,17 +72,13 @@ class DistilledSet:
         if self.normalisation.zca is not None:
             tensors["pixels"] = self.pixels
         metadata = {
-            "format": "edf_jax distilled set 1",
+            "format": _FORMAT,
             "class_names": json.dumps(self.class_names),
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
-            "digests": json.dumps({name: digest(array) for name, array in tensors.items()}),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        save_tensors(pathlib.Path(path), tensors, metadata)
 
 
 def load(path: str | os.PathLike) -> DistilledSet:
@@ -97,24 +91,12 @@ def load(path: str | os.PathLike) -> DistilledSet:
         UserError: there is no such file, or it isn't a distilled set.
         DamagedFile: it isn't what was written.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = pathlib.Path(path)
     if path.is_dir():
         path = path / "distilled" / "last.safetensors"
     if not path.exists():
         raise UserError(f"there is no distilled set at {path}")
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path} can't be read: {error}") from error
-    if not {"images", "labels", "alpha"} <= set(tensors) or "normalisation" not in metadata:
-        raise UserError(f"{path} is a .safetensors file, but not a distilled set")
-    for name, expected in json.loads(metadata.get("digests", "{}")).items():
-        if name not in tensors or digest(tensors[name]) != expected:
-            raise DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
+    tensors, metadata = load_tensors(path, _FORMAT)
     config = json.loads(metadata.get("config", "{}"))
     return DistilledSet(
         tensors["images"],

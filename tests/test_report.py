@@ -57,7 +57,9 @@ def make_run(
         _write_set(workdir, name, pixels, labels, class_names, iterations)
     maps = rng.uniform(size=images.shape[:3])
     weights = np.where(maps >= maps.mean(axis=(1, 2), keepdims=True), maps + 1.0, 1.0)
-    save_activation_maps(workdir, maps, weights[..., None], network="the first expert")
+    save_activation_maps(
+        workdir, open_run(workdir).last.images, maps, weights[..., None], network="the first expert"
+    )
     if finished:
         finals = {
             "random_mean": 32.0, "random_std": 1.5, "distilled_mean": 61.5, "distilled_std": 1.2,

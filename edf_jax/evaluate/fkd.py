@@ -23,7 +23,7 @@ from jax import lax
 
 from edf_jax.errors import UserError
 from edf_jax.evaluate import views
-from edf_jax.storage import DamagedFile, digest
+from edf_jax.storage import load_tensors, save_tensors
 
 FORMAT = "edf_jax fkd 1"
 FORMAT_NOTES = (
@@ -166,19 +166,13 @@ def save(path: pathlib.Path, table: Table, details: Mapping[str, Any]) -> None:
         table: labelled.
         details: what made it, as JSON holds it.
     """
-    from safetensors.numpy import save_file
-
     tensors = {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
     metadata = {
         "format": FORMAT,
         "notes": FORMAT_NOTES,
         "details": json.dumps(dict(details), sort_keys=True),
-        "digests": json.dumps({name: digest(array) for name, array in tensors.items()}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    save_tensors(path, tensors, metadata)
 
 
 def load(path: pathlib.Path) -> tuple[Table, dict[str, Any]]:
@@ -188,19 +182,7 @@ def load(path: pathlib.Path) -> tuple[Table, dict[str, Any]]:
         UserError: there is no such file, or it is no table.
         DamagedFile: it isn't what was written.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         raise UserError(f"there are no stored soft labels at {path}")
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedFile(f"{path} can't be read: {error}") from error
-    if metadata.get("format") != FORMAT or set(tensors) != set(Table._fields):
-        raise UserError(f"{path} is a .safetensors file, but not stored soft labels")
-    for name, expected in json.loads(metadata["digests"]).items():
-        if digest(tensors[name]) != expected:
-            raise DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
+    tensors, metadata = load_tensors(path, FORMAT)
     return Table(**tensors), json.loads(metadata["details"])

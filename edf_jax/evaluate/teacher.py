@@ -144,21 +144,14 @@ def write_teacher(
         batch_stats: {} where it has none.
         details: what made it, as JSON holds it.
     """
-    from safetensors.numpy import save_file
-
     tensors = torch_layout.to_state_dict(network, theta, batch_stats)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     metadata = {
         "format": FORMAT,
         "network": network.name,
         "details": json.dumps(dict(details), sort_keys=True),
-        "digests": json.dumps({name: storage.digest(x) for name, x in tensors.items()}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Two runs may train the same teacher at the same time; the last one stays.
-    temporary = path.with_name(f".{path.name}.{time.time_ns()}.tmp")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
+    storage.save_tensors(path, tensors, metadata)
 
 
 def read_teacher(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, dict[str, Any]]:
@@ -175,9 +168,8 @@ def read_teacher(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, 
     from edf_jax.models.pretrained import read_state_dict
 
     tensors, metadata = read_state_dict(path)
-    for name, expected in json.loads(metadata.get("digests", "{}")).items():
-        if name not in tensors or storage.digest(tensors[name]) != expected:
-            raise storage.DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
+    if metadata.get("format") == FORMAT:
+        storage.check_tensors(path, tensors, metadata)
     theta, batch_stats = torch_layout.from_state_dict(network, tensors, source=str(path))
     return theta, batch_stats, json.loads(metadata.get("details", "{}"))
 

@@ -185,4 +185,5 @@ def load(path: pathlib.Path) -> tuple[Table, dict[str, Any]]:
     if not path.exists():
         raise UserError(f"there are no stored soft labels at {path}")
     tensors, metadata = load_tensors(path, FORMAT)
-    return Table(**tensors), json.loads(metadata["details"])
+    table = Table(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    return table, json.loads(metadata["details"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from edf_jax.evaluate.trials import OnEpochs, Trials
 from edf_jax.experts import on_device
 from edf_jax.models import Network, open_options
 
+_log = logging.getLogger(__name__)
 # Real training images that choose a rate, at most.
 _MOST_HELD_OUT = 2000
 # What plain training depends on beside the set.
@@ -130,9 +132,9 @@ class Bench:
     def evaluator(self, trial: Trial) -> Trials:
         """The programs of a trial's network and protocol."""
         batch = self._batch(trial)
-        key = (trial.network, trial.protocol, trial.augmented, batch)
-        if trial.protocol == "sre2l":
-            key = (trial.network, trial.protocol, batch)
+        # A table says all that differs without augmentation.
+        augmented = trial.augmented or trial.protocol == "sre2l"
+        key = (trial.network, trial.protocol, augmented, batch)
         if key not in self._evaluators:
             self._evaluators[key] = self._make_evaluator(trial, batch)
         return self._evaluators[key]
@@ -298,11 +300,12 @@ class Bench:
             "augmented": trial.augmented,
             "seed": self.config.seed,
         }
-        path = self._folder / f"{storage.digest_of_record(details)[:16]}.safetensors"
+        path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
         if path.exists():
-            table, found = fkd.load(path)
-            if found == details:
-                return table, _sizes(table, subject, path)
+            try:
+                return (table := fkd.load(path)[0]), _sizes(table, subject, path)
+            except storage.DamagedFile as error:
+                _log.warning("%s: made again", error)
         table = protocols.make_table(
             randomness.stream(self.config.seed, "stored soft labels"),
             subject.images,
@@ -400,7 +403,7 @@ def search_rate(
         on_epochs: as in `Trials.train`.
     """
     states = evaluator.train(
-        subject.images, subject.labels, jnp.asarray(rates), key, on_epochs=on_epochs
+        jnp.asarray(subject.images), subject.labels, jnp.asarray(rates), key, on_epochs=on_epochs
     )
     right = evaluator.test(states, images, labels)
     return rates[int(np.argmax(right.values))]

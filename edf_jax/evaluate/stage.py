@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edf_jax import randomness, storage, synthetic, training
+from edf_jax import preemption, randomness, storage, synthetic, training
 from edf_jax.config import baseline_names, network_list
 from edf_jax.data import Dataset
 from edf_jax.errors import UserError
@@ -67,6 +67,15 @@ def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuraci
         )
 
     return evaluate
+
+
+# Measured for the scores alone.
+_PARTS_OF_SCORES = (
+    "same_labels",
+    "distilled_hard",
+    "distilled_no_augmentation",
+    "random_no_augmentation",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +137,7 @@ def evaluate_run(
 
         def on_epochs(count: int, loss: float) -> None:
             bar.update(count, loss=loss)
+            preemption.stop_if_asked()
 
         for row in rows:
             found.append(_measure(bench, ledger, row, on_epochs))
@@ -139,13 +149,50 @@ def evaluate_run(
     return _result(config, bench, names, found)
 
 
-def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, tuple[Subject, int | None]]:
+def measure_baseline(
+    config,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    name: str,
+    *,
+    real_networks: RealNetworks | None = None,
+    teacher: Callable[[], Teacher] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The figures of one of `BASELINES` by itself, with `distill.ipc` images per class.
+
+    Arguments and what is kept as in `evaluate_run`; the network is the first that it evaluates.
+    """
+    bench = Bench(
+        config,
+        dataset,
+        workdir,
+        get_teacher=teacher or (lambda: get_teacher(config, dataset, workdir)),
+        real_networks=real_networks,
+    )
+    ledger = Ledger(workdir / "evaluation.json", {"seed": config.seed, **(provenance or {})})
+    network = (network_list(config.evaluate.networks) or (MATCHED,))[0]
+    subject = bench.baseline(name, config.distill.ipc)
+    row = _Row(name, Trial(subject, network, config.evaluate.protocol))
+    with Progress(name, bench.epochs(row.trial), "epoch") as bar:
+
+        def on_epochs(count: int, loss: float) -> None:
+            bar.update(count, loss=loss)
+            preemption.stop_if_asked()
+
+        return _measure(bench, ledger, row, on_epochs)
+
+
+_Sets = dict[str, tuple[Subject, int | None]]
+
+
+def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> _Sets:
     """The sets that are evaluated, with the step that each is of."""
     if config.evaluate.distilled:
         return {"distilled": (subjects.read(config.evaluate.distilled, dataset.info), None)}
     folder = workdir / "distilled"
     last = synthetic.load(folder / "last.safetensors")
-    sets = {"distilled": (subjects.of_distilled(last), last.step)}
+    sets: _Sets = {"distilled": (subjects.of_distilled(last), last.step)}
     for kind in ("average", "best_on_test"):
         path = folder / f"{kind}.safetensors"
         if path.exists():
@@ -154,9 +201,7 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, tuple[Su
     return sets
 
 
-def _rows(
-    bench: Bench, name: str, sets: Mapping[str, tuple[Subject, int | None]]
-) -> Iterator[_Row]:
+def _rows(bench: Bench, name: str, sets: _Sets) -> Iterator[_Row]:
     """The rows of one network, in the order of the result."""
     options = bench.config.evaluate
     last, _ = sets["distilled"]
@@ -183,7 +228,7 @@ def _rival(bench: Bench, subject: Subject, ipc: int) -> Subject:
 def _measure(bench: Bench, ledger: Ledger, row: _Row, on_epochs: OnEpochs) -> dict[str, Any]:
     trial = row.trial
     figures = ledger.need(bench.identity(trial), lambda: bench.run(trial, on_epochs))
-    where = {
+    where: dict[str, Any] = {
         "network": bench.label(trial.network),
         "protocol": trial.protocol,
         "kind": row.kind,
@@ -276,6 +321,7 @@ def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
         for index in range(options.full_epochs):
             states, loss = epoch(states, keys, jnp.int32(index), images, labels)
             bar.update(loss=float(jnp.mean(loss)))
+            preemption.stop_if_asked()
     right = test(states, test_images, test_labels) * 100
     return Accuracies(tuple(float(x) for x in right), len(dataset.test.labels))
 
@@ -293,7 +339,11 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
     """`result.json`'s figures of all rows."""
     options = config.evaluate
     first = bench.label(names[0])
-    by_kind = {row["kind"]: row for row in rows if row["network"] == first}
+    by_kind = {
+        row["kind"]: row
+        for row in rows
+        if row["network"] == first and row["kind"] not in _PARTS_OF_SCORES
+    }
     result: dict[str, Any] = {
         "select": config.distill.select,
         "seed": config.seed,

@@ -252,8 +252,8 @@ def _decode(file: pathlib.Path, info: DatasetInfo) -> np.ndarray:
 
     height, width, channels = info.image_shape
     try:
-        with Image.open(file) as image:
-            image = image.convert("L" if channels == 1 else "RGB")
+        with Image.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(image, np.uint8).reshape(height, width, channels)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import losses, randomness, storage, training
+from edf_jax import losses, preemption, randomness, storage, training
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
 from edf_jax.evaluate import views
@@ -224,10 +224,11 @@ def _train(
             if metrics is not None:
                 metrics.write(index + 1, "teacher", loss=value, rate=float(schedule[index]))
             bar.update(loss=value)
-            if time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+            if preemption.asked() or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
                 details = {"teacher": key_name, "epoch": index + 1}
                 storage.save_arrays(saved, _leaves(state), details)
                 last_save = time.monotonic()
+            preemption.stop_if_asked()
     return state.theta, state.batch_stats
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import importlib.util
 import json
 import logging
 import pathlib
+import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
+from edf_jax import console
 from edf_jax.errors import UserError
 
+_log = logging.getLogger("edf_jax.main")
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
 
@@ -31,7 +35,10 @@ Distils a dataset into a few synthetic images per class, and shows how well netw
   --dry_run[=compile]     print the plan, and with =compile XLA's own memory figure; run nothing
   --help                  this text; docs/configs.md explains every key
 
-A finished run ends in one line: RESULT {json}."""
+A finished run ends in one line: RESULT {json}.
+
+Exit status: 0 done; 2 something to mend, told in one line; 75 stopped by SIGTERM with all saved,
+and 130 by Ctrl-C: the same command continues."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,40 +47,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
         print(_USAGE)
         return 0
-    try:
-        return _run(argv)
-    except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"edf_jax: {message}", file=sys.stderr)
-        return 2
+    return console.exit_status(lambda: _run(argv))
 
 
 def _run(argv: list[str]) -> int:
     values = parse(argv, _define_flags)
-    from edf_jax.config import resolve
-
     if values.dry_run not in ("", "plan", "compile"):
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
+    from edf_jax.config import resolve
+
+    console.speak_in_lines()
     config = resolve(values.config)
-    workdir = pathlib.Path(values.workdir or _default_workdir(values))
+    workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
     if values.dry_run:
         from edf_jax import plan
 
         print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
-    from edf_jax import devices
+    from edf_jax import devices, preemption
     from edf_jax.run import Run
+
+    devices.set_up(config.precision, deterministic=config.deterministic)
+    run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
+    run.check()
+    warnings = _check_plan(config, workdir)
     from edf_jax.stages import run_stages
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("edf_jax").setLevel(logging.INFO)
-    devices.set_up(config.precision, deterministic=config.deterministic)
-    command = "python -m edf_jax.main " + shlex.join(argv[1:])
-    with Run(workdir, config, command) as run:
+    with preemption.listening(), run:
+        for warning in warnings:
+            _log.warning("%s", warning)
         result = run_stages(run, values.stage)
     if result is not None:
         _print_result(result)
     return 0
+
+
+def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Refuses, before anything is written, what the plan tells to be impossible.
+
+    Returns:
+        The plan's warnings.
+    """
+    from edf_jax import plan
+    from edf_jax.data import describe_dataset
+
+    data = describe_dataset(config.data)
+    if not data.available:
+        raise UserError(data.advice)
+    planned = plan.make_plan(config, data, workdir)
+    plan.check_memory(planned)
+    return planned.warnings
 
 
 def _print_result(result: dict) -> None:
@@ -119,42 +142,105 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
     """
     from ml_collections import config_flags
 
-    from edf_jax.config import unknown_key, use_method
-
     values = flags.FlagValues()
-    argv = [argv[0], *(_found_config(flag) for flag in argv[1:])]
+    argv = [argv[0], *_normalised(argv[1:])]
     define(values)
-    own = [*values]
+    own = ["config", *values]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    argv = ["--dry_run=plan" if flag in ("--dry_run", "-dry_run") else flag for flag in argv]
-    if not any(flag.lstrip("-").startswith("config=") for flag in argv[1:]):
-        raise UserError("give --config=configs/FILE.py:VARIANT (see --help)")
+    files = [flag.partition("=")[2] for flag in argv[1:] if flag.startswith("--config=")]
+    if len(files) != 1:
+        raise UserError("give --config=configs/FILE.py:VARIANT once (see --help)")
+    for flag in argv[1:]:
+        if flag.startswith("--config."):
+            _check_key(flag[9:].partition("=")[0])
     try:
+        logging.disable(logging.WARNING)
         rest = values(argv)
-    except UserError:
-        raise
-    except flags.UnrecognizedFlagError as error:
-        name = error.flagname
-        if name.startswith("config."):
-            raise UserError(unknown_key(name.removeprefix("config."))) from None
-        near = difflib.get_close_matches(name, ["config", *own], 1)
-        hint = f"; did you mean --{near[0]}?" if near else " (see --help)"
-        raise UserError(f"there is no flag --{name}{hint}") from None
-    except KeyError as error:
-        raise UserError(unknown_key(str(error.args[0]).split("'")[-2] if error.args else "")) from None
-    except (flags.Error, AttributeError, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise UserError(str(error) or type(error).__name__) from None
+    except Exception as error:
+        raise UserError(_fault(error, files[0].partition(":")[0], own)) from error
+    except SystemExit as error:
+        raise UserError(f"config file {files[0]} ends the program ({error})") from error
+    finally:
+        logging.disable(logging.NOTSET)
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag (see --help)")
-    if "method" in values["config"].override_values:
-        use_method(values.config, values.config.method, given=given_keys(values))
+    config = values.config
+    if not hasattr(config, "items"):
+        raise UserError(f"get_config() of {files[0]} returns no config: see edf_jax.config")
+    if "method" in _config_flag(values).override_values:
+        from edf_jax.config import use_method
+
+        use_method(config, config.method, given=given_keys(values))
     return values
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """Flags as `--name=value`, `--config` with the file that is there, `--dry_run` with a value."""
+    normal = []
+    waiting = iter(argv)
+    for flag in waiting:
+        if flag.startswith("-") and not flag.startswith("--"):
+            flag = "-" + flag
+        if flag in ("--config", "--workdir", "--stage"):
+            value = next(waiting, None)
+            if value is None:
+                raise UserError(f"{flag} has no value (see --help)")
+            flag = f"{flag}={value}"
+        if flag.partition("=")[0] in ("--flagfile", "--undefok"):
+            raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
+        if flag.startswith("--config="):
+            flag = _found_config(flag)
+        normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
+    return normal
+
+
+def _check_key(name: str) -> None:
+    from edf_jax.config import SCHEMA, unknown_key
+
+    if any(key.startswith(f"{name}.") for key in SCHEMA):
+        raise UserError(f"--config.{name} is a group of keys: say which (see docs/configs.md)")
+    if name not in SCHEMA:
+        raise UserError(unknown_key(name))
+
+
+def _fault(error: Exception, config_file: str, own: list[str]) -> str:
+    """What is wrong with the command, or with the file that makes its config."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, own, 1)
+        hint = f"; did you mean --{near[0]}?" if near else " (see --help)"
+        return f"there is no flag --{error.flagname}{hint}"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, SyntaxError):
+        where = f", line {error.lineno}" if error.lineno else ""
+        return f"config file {config_file}{where}: {type(error).__name__}: {error.msg}"
+    # ml_collections passes some errors on as the text of their traceback.
+    told = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    key = re.match(r"flag --config\.([\w.]+)=(.*?): ", told)
+    if key is not None:
+        from edf_jax.config import SCHEMA
+
+        kind = SCHEMA[key[1]].kind.__name__
+        return f"config key {key[1]}={key[2]!r} must be of type {kind}"
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == config_file
+    ]
+    if lines:
+        return f"config file {config_file}, line {lines[-1]}: {type(error).__name__}: {told}"
+    return told if isinstance(error, flags.Error) else f"config file {config_file}: {told}"
 
 
 def given_keys(values: flags.FlagValues) -> set[str]:
     """The config keys that the user gave, in the variant or as flags."""
-    _, *pairs = values["config"].config_filename.partition(":")[2].split(",")
-    return {pair.partition("=")[0] for pair in pairs} | set(values["config"].override_values)
+    flag = _config_flag(values)
+    _, *pairs = flag.config_filename.partition(":")[2].split(",")
+    return {pair.partition("=")[0] for pair in pairs} | set(flag.override_values)
+
+
+def _config_flag(values: flags.FlagValues) -> Any:
+    return values["config"]
 
 
 def _found_config(flag: str) -> str:
@@ -175,22 +261,17 @@ def _found_config(flag: str) -> str:
     raise UserError(f"there is no config file {file}")
 
 
-def _default_workdir(values: flags.FlagValues) -> str:
-    """`runs/<config>-<variant>[-<8 hex of the overrides>]`."""
-    file, _, variant = values["config"].config_filename.partition(":")
+def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
+    """`runs/<prefix><config>-<variant>[-<8 hex of the overrides>]`."""
+    flag = _config_flag(values)
+    file, _, variant = flag.config_filename.partition(":")
     name, *pairs = variant.split(",")
-    overrides = sorted([*pairs, *(f"{k}={v}" for k, v in values["config"].override_values.items())])
-    workdir = f"runs/{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
+    overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
+    workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:
         workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
     return workdir
 
 
-def console() -> None:
-    """The installed command `edf_jax`."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
-
-
 if __name__ == "__main__":
-    console()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from edf_jax import pictures, synthetic
 from edf_jax.config import flatten
 from edf_jax.progress import duration
 from edf_jax.run_files import RunFiles
-from edf_jax.run_table import accuracies
+from edf_jax.run_table import accuracies, other_networks, protocol_lines
 from edf_jax.synthetic import DistilledSet
 
 # Bounds that keep the page at a few megabytes whatever the run's size.
@@ -73,7 +73,7 @@ def _result_table(result: dict[str, Any]) -> str:
         f'<td class="number value">{row.text}</td>'
         f'<td class="number interval">{row.interval_text}</td>'
         f'<td class="number networks">{row.count or "–"}</td></tr>'
-        for row in accuracies(result)
+        for row in accuracies(result) + other_networks(result)
     ]
     if not rows:
         return ""
@@ -85,6 +85,7 @@ def _result_table(result: dict[str, Any]) -> str:
         + "</tbody></table>"
         '<p class="small muted">Mean and standard deviation over networks; the interval is that of '
         "the mean.</p>"
+        + "".join(f'<p class="small">{escape(line)}</p>' for line in protocol_lines(result))
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edf_jax.config import flatten
+from edf_jax.evaluate.statistics import interval95
 from edf_jax.progress import duration
 from edf_jax.run_files import open_run
 
@@ -27,6 +28,7 @@ class Accuracy:
       note: how, in a few words.
       mean, std: test accuracy over networks (ddof 0); std None where unknown.
       count: how many networks, None where unknown.
+      network: the architecture, "" where unknown.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Accuracy:
     mean: float
     std: float | None
     count: int | None
+    network: str = ""
 
     @property
     def text(self) -> str:
@@ -44,13 +47,9 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% interval of the mean (Student's t); None for fewer than two networks."""
-        from scipy.special import stdtrit
-
-        if self.std is None or self.count is None or self.count < 2:
+        if self.std is None or self.count is None:
             return None
-        # std / sqrt(count - 1) is the sample deviation over sqrt(count).
-        half = float(stdtrit(self.count - 1, 0.975)) * self.std / (self.count - 1) ** 0.5
-        return self.mean - half, self.mean + half
+        return interval95(self.mean, self.std, self.count)
 
     @property
     def interval_text(self) -> str:
@@ -60,6 +59,9 @@ class Accuracy:
 
 _TITLES = {
     "random": "Random real images",
+    "herding": "Herded real images",
+    "k_centre": "k-centre real images",
+    "real_soft": "Random real images, soft labels",
     "distilled": "Distilled, last",
     "average": "Distilled, moving average",
     "best_on_test": "Distilled, best on test",
@@ -77,17 +79,68 @@ def accuracies(result: dict[str, Any]) -> list[Accuracy]:
             result[f"{kind}_mean"],
             result.get(f"{kind}_std"),
             result.get(f"{kind}_num_eval", result.get("num_eval")),
+            result.get("network", ""),
         )
         for kind, title in _TITLES.items()
         if result.get(f"{kind}_mean") is not None
     ]
 
 
+def other_networks(result: dict[str, Any]) -> list[Accuracy]:
+    """The same lines of the networks after the first, whose titles name the network."""
+    rows = {(row["network"], row["kind"]): row for row in result.get("rows", ())}
+    names = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
+    return [
+        Accuracy(
+            kind,
+            f"{title}, {network}",
+            f"rate {row['rate']:.2g}, {row['rate_from']}" if "rate" in row else row.get("how", ""),
+            row["mean"],
+            row["std"],
+            row["num_eval"],
+            network,
+        )
+        for network in names
+        for kind, title in _TITLES.items()
+        if (row := rows.get((network, kind))) is not None
+    ]
+
+
+def score_texts(result: dict[str, Any]) -> dict[str, str]:
+    """DD-Ranking's scores as text, each under its name and the network's."""
+    texts: dict[str, str] = {}
+    for row in result.get("scores", ()):
+        for name, parts in _SCORES.items():
+            if name in row:
+                told = ", ".join(f"{title} {row[part]:.1f}" for part, title in parts.items())
+                title = f"{name.upper()}, {row['network']}"
+                texts[title] = f"{row[name]:.1f} ± {row[f'{name}_std']:.1f} ({told})"
+    return texts
+
+
+_SCORES = {
+    "lrs": {"ior": "IOR", "hlr": "HLR"},
+    "ars": {"gain": "gain with augmentation", "gain_no_augmentation": "without"},
+}
+
+
 def _note(kind: str, result: dict[str, Any]) -> str:
+    note = _own_note(kind, result)
+    last = result.get(f"{kind}_last_epoch_mean")
+    return note if last is None else f"{note}; {last:.1f} after the last epoch"
+
+
+def _own_note(kind: str, result: dict[str, Any]) -> str:
     step = result.get(f"{kind}_step")
     if kind == "random":
+        if result.get("protocol", "plain") != "plain":
+            return "as many"
         rate = result.get("random_rate")
         return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
+    if kind in ("herding", "k_centre", "real_soft"):
+        return result.get(f"{kind}_note", "")
+    if kind == "distilled" and step is None and f"{kind}_note" in result:
+        return result[f"{kind}_note"]
     if kind == "distilled":
         return "after the last iteration" + ("" if step is None else f" ({step})")
     if kind == "average":
@@ -98,20 +151,41 @@ def _note(kind: str, result: dict[str, Any]) -> str:
 
 
 def result_table(result: dict[str, Any]) -> str:
-    """A run's result as lines of text: accuracy, 95% interval, networks."""
+    """A run's result as lines of text: accuracy, 95% interval, networks; then the scores."""
     lines = [("trained on", "test accuracy, %", "95% interval", "networks", "")]
-    for row in accuracies(result):
+    for row in accuracies(result) + other_networks(result):
         lines.append((row.title, row.text, row.interval_text, _text(row.count), row.note))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return "\n".join(
+    table = [
         f"{line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  "
         f"{line[3]:>{widths[3]}}  {line[4]}".rstrip()
         for line in lines
-    )
+    ]
+    return "\n".join([*table, *protocol_lines(result)])
+
+
+def protocol_lines(result: dict[str, Any]) -> list[str]:
+    """What else a result says: its protocol and teacher, the soft labels' size, the scores."""
+    lines = []
+    if result.get("protocol", "plain") != "plain":
+        teacher = result.get("teacher", {})
+        accuracy = f", {teacher['accuracy']:.1f}% on test images" if teacher else ""
+        lines.append(f"protocol {result['protocol']}; teacher: {teacher.get('name')}{accuracy}")
+        chosen = result.get("distilled_chosen")
+        lines += [f"an accuracy is {chosen}"] if chosen else []
+    if result.get("distilled_soft_label_bytes"):
+        labels, images = (
+            result[f"distilled_{kind}_bytes"] / 2**20 for kind in ("soft_label", "image")
+        )
+        file = result.get("distilled_soft_label_file", "memory")
+        sizes = f"{labels:.2f} MiB beside images of {images:.2f} MiB"
+        lines.append(f"stored soft labels: {sizes}, {file}")
+    return lines + [f"{name}: {text}" for name, text in score_texts(result).items()]
 
 
 def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
-    """A row per run: its name, every config key that not all runs share, accuracies, time.
+    """A row per run and network: its name, every config key that not all runs share, accuracies,
+    DD-Ranking's scores, time.
 
     Args:
       workdirs: folders of runs, finished or not.
@@ -127,14 +201,24 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
     rows = []
     for run, own in zip(runs, settings):
         result = run.result
-        row = {"run": run.workdir.name}
-        row.update({key: _text(own.get(key)) for key in _differing(settings)})
-        found = {accuracy.kind: accuracy.text for accuracy in accuracies(result)}
-        for kind, title in _TITLES.items():
-            row[title.lower()] = found.get(kind, "")
-        row["networks"] = _text(result.get("num_eval"))
-        row["time"] = duration(result["seconds"]) if "seconds" in result else "not finished"
-        rows.append(row)
+        lines = accuracies(result) + other_networks(result)
+        scores = {row["network"]: row for row in result.get("scores", ())}
+        for network in dict.fromkeys(line.network for line in lines) or [""]:
+            row = {"run": run.workdir.name}
+            row.update({key: _text(own.get(key)) for key in _differing(settings)})
+            row["network"] = network
+            found = {line.kind: line.text for line in lines if line.network == network}
+            for kind, title in _TITLES.items():
+                row[title.lower()] = found.get(kind, "")
+            for score in _SCORES:
+                value = scores.get(network, {}).get(score)
+                row[score.upper()] = "" if value is None else f"{value:.1f}"
+            row["networks"] = _text(result.get("num_eval"))
+            row["time"] = duration(result["seconds"]) if "seconds" in result else "not finished"
+            rows.append(row)
+    if len({row["network"] for row in rows}) == 1:
+        for row in rows:
+            del row["network"]
     return rows
 
 

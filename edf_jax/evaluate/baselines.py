@@ -34,7 +34,8 @@ def herding(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
     """
 
     def choose(points: np.ndarray) -> list[int]:
-        mean, total, chosen = points.mean(axis=0), np.zeros(points.shape[1]), []
+        mean, total = points.mean(axis=0), np.zeros(points.shape[1])
+        chosen: list[int] = []
         for count in range(1, ipc + 1):
             distances = np.linalg.norm(mean - (total + points) / count, axis=1)
             distances[chosen] = np.inf

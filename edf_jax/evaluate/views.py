@@ -169,7 +169,8 @@ def rded(key: jax.Array, images: jax.Array) -> jax.Array:
         key: for all draws.
         images: `[n, H, W, C]`.
     """
-    n, size = len(images), images.shape[1:3]
+    n, height, width, _ = images.shape
+    size = (height, width)
     halves_key, crop_key, flip_key, mix_key = jax.random.split(key, 4)
     swaps = jax.random.bernoulli(halves_key, 0.5, (2, n))
     images = swap_halves(images, swaps[0], swaps[1])
@@ -188,8 +189,8 @@ def crop_and_flip(key: jax.Array, images: jax.Array, smallest: float) -> jax.Arr
         smallest: least share of the area.
     """
     crop_key, flip_key = jax.random.split(key)
-    n, size = len(images), images.shape[1:3]
-    images = resized_crop(images, draw_crops(crop_key, n, size, smallest))
+    n, height, width, _ = images.shape
+    images = resized_crop(images, draw_crops(crop_key, n, (height, width), smallest))
     return flip(images, jax.random.bernoulli(flip_key, 0.5, (n,)))
 
 

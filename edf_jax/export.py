@@ -19,10 +19,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from edf_jax import export_formats, export_huggingface, synthetic
+from edf_jax import console, export_formats, export_huggingface, synthetic
 from edf_jax.errors import UserError
 from edf_jax.run_files import RunFiles
-from edf_jax.storage import DamagedFile
 from edf_jax.synthetic import DistilledSet
 
 # Each fills an empty folder from the set and its record.
@@ -95,8 +94,7 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
         What was written.
 
     Raises:
-        UserError: there is no such set, or see `export`.
-        DamagedFile: the file isn't what was written.
+        UserError: there is no such set, its file is damaged, or see `export`.
     """
     path = pathlib.Path(run)
     distilled = synthetic.load(path)
@@ -162,13 +160,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
-    try:
+
+    def run() -> int:
         options = _parse(arguments)
         print(export_run(options.run, options.to, options.out))
-    except (UserError, DamagedFile) as error:
-        print(f"edf_jax.export: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return console.exit_status(run, name="edf_jax.export")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Notebooks run from top to bottom, and are kept with pictures.
+
+`python -m tests.test_notebooks quickstart` runs one at its full settings and keeps what it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def _cells(name: str) -> list[dict]:
+    return json.loads((NOTEBOOKS / f"{name}.ipynb").read_text("utf-8"))["cells"]
+
+
+def _pictures(cells) -> list[bytes]:
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    found = [kinds["image/png"] for kinds in data if "image/png" in kinds]
+    return [base64.b64decode("".join(picture)) for picture in found]
+
+
+def test_there_are_three():
+    assert NAMES == ["compare_methods", "quickstart", "your_own_images"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_kept_as_run_from_top_to_bottom(name):
+    cells = [cell for cell in _cells(name) if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    text = json.dumps(cells)
+    assert '"output_type": "error"' not in text
+    # Nothing of the machine that they were run on.
+    assert not re.search(r"/tmp/|/home/|/root/|/Users/|file:///\w", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_show_pictures_with_something_on_them(name):
+    from PIL import Image
+
+    pictures = _pictures(_cells(name))
+    assert pictures
+    for picture in pictures:
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_all_together_stay_small():
+    assert sum(path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")) < 1_000_000
+
+
+def _run(name: str, folder: str, *, small: bool):
+    """The notebook after running it in `folder`."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    # As an installed edf_jax brings them.
+    pathlib.Path(folder, "configs").symlink_to(ROOT / "configs")
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=3600,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": folder}},
+    )
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "EDF_JAX_NOTEBOOKS": "small" if small else "",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    with _environment(settings):
+        client.execute()
+    return notebook
+
+
+@contextlib.contextmanager
+def _environment(values):
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_run_on_small_settings(name, tmp_path):
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason="needs pip install 'edf_jax[docs]'")
+    notebook = _run(name, str(tmp_path), small=True)
+    assert _pictures(notebook.cells)
+
+
+def main(names: list[str]) -> None:
+    """Runs notebooks at their full settings, in an empty folder, and keeps what they show."""
+    import nbformat
+
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = _run(name, folder, small=False)
+        for cell in notebook.cells:
+            # matplotlib's text beside each picture says where the figure lies in memory.
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    output["data"]["text/plain"] = "<picture>"
+        nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -55,7 +55,7 @@ def test_steps_are_the_official_ones(dtype):
                 "parameters": reference.relative_error(moved, expected),
             }
             way = reference.relative_error(moved - start, expected - start)
-            print(f"step {i}: " + ", ".join(f"{k} {e:.2e}" for k, e in errors.items()), end="")
-            print(f", way from the start {way:.2e}")
+            for name, error in {**errors, "way": way}.items():
+                print(f"relative error {name} after step {i} {dtype}: {error:.2e}")
             assert max(errors.values()) < 1e-4
             assert way < reference.WAY_TOLERANCE

@@ -86,7 +86,7 @@ def test_gradients_of_the_first_iteration_are_the_official_ones(drop, dtype):
             select=matching.common_pattern_dropout(drop),
         )
 
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True):
         start, target, values = _start(network, dtype)
         result = gradient(start, target, values, _batches(0))
         final = torch_layout.to_torch_flat(network, result.theta)
@@ -146,21 +146,20 @@ def test_outer_iterations_are_the_official_ones(drop):
         of_case, beta = _drop_and_beta(case)
         if of_case != drop:
             continue
-        with jax.default_matmul_precision("highest"):
-            start, target, values = _start(network, "float32")
-            weight = gradcam.dae_weight(_ARRAYS["maps"], beta, _SETTINGS["mask_threshold"])
-            state, found = iteration.initial_state(resolved.distill, values), []
-            for i in range(count):
-                state, report = step(state, start, target, weight, _batches(i))
-                assert not report["skipped"]
-                found.append(report["loss"])
+        start, target, values = _start(network, "float32")
+        weight = gradcam.dae_weight(_ARRAYS["maps"], beta, _SETTINGS["mask_threshold"])
+        state, found = iteration.initial_state(resolved.distill, values), []
+        for i in range(count):
+            state, report = step(state, start, target, weight, _batches(i))
+            assert not report["skipped"]
+            found.append(report["loss"])
         expected = {
             re.sub(r"_after\d+$", "", name.removeprefix(f"{case}_")): array
             for name, array in _ARRAYS.items()
         }
         values = state.values
         _compare(
-            f"{case} float32, {count} iterations,",
+            f"{case} float32, {count} iterations:",
             {
                 "losses": (found, expected["losses"]),
                 "images": (values.images, nhwc(expected["images"])),

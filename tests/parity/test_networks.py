@@ -57,8 +57,7 @@ def test_logits_are_the_official_implementations(name):
     batch_stats = torch_layout.stats_from_torch(network, weights[count:])
     images = reference.standard_normals(case["input_k"]).standard_normal(case["input_shape"])
     images = images.astype(np.float32).transpose(0, 2, 3, 1)
-    with jax.default_matmul_precision("highest"):
-        logits = jax.jit(network.apply)(theta, images, batch_stats)
+    logits = jax.jit(network.apply)(theta, images, batch_stats)
 
     error = reference.relative_error(logits, case["logits"])
     print(f"relative error {name}: {error:.2e}")

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from edf_jax import console
 from edf_jax.errors import UserError
 
 
@@ -199,13 +200,13 @@ def _add_network(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
-    try:
+
+    def run() -> int:
         options = _parser().parse_args(arguments)
         print(options.run(options))
-    except UserError as error:
-        print(f"edf_jax.convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return console.exit_status(run, name="edf_jax.convert")
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class Device:
 
     Attributes:
         kind: as JAX names it.
-        count: local devices.
+        count: how many there are, over all processes.
         memory: bytes of one device, or of the host where that is the device; None if unknown.
     """
 
@@ -234,12 +234,11 @@ class Device:
 
 def local_device() -> Device:
     """The device that JAX would use here; starts its back end."""
-    devices = jax.local_devices()
-    first = devices[0]
+    first = jax.local_devices()[0]
     if first.platform == "cpu":
-        return Device(first.device_kind, 1, host_memory())
+        return Device(first.device_kind, jax.device_count(), host_memory())
     stats = first.memory_stats() or {}
-    return Device(first.device_kind, len(devices), stats.get("bytes_limit"))
+    return Device(first.device_kind, jax.device_count(), stats.get("bytes_limit"))
 
 
 def host_memory() -> int | None:

@@ -168,6 +168,8 @@ def _warnings(plan: Plan) -> list[str]:
 
     config, room = plan.config, plan.device.memory
     warnings = []
+    if _devices_needed(config) > plan.device.count:
+        warnings.append(_too_few_devices(plan))
     if plan.disk_free is not None and plan.experts_peak_bytes > plan.disk_free:
         warnings.append(
             f"the experts don't fit on the disk ({_size(plan.disk_free)} free): set experts.num or "
@@ -196,12 +198,27 @@ def _warnings(plan: Plan) -> list[str]:
     return warnings
 
 
+def _devices_needed(config) -> int:
+    return config.parallel.trajectory * config.parallel.data
+
+
+def _too_few_devices(plan: Plan) -> str:
+    parallel = plan.config.parallel
+    return (
+        f"parallel.trajectory={parallel.trajectory} times parallel.data={parallel.data} needs "
+        f"{_devices_needed(plan.config)} devices, but there are {plan.device.count}: lower one"
+    )
+
+
 def check_memory(plan: Plan) -> None:
-    """Refuses a run that is sure not to fit into the device's memory.
+    """Refuses a run that is sure not to fit on the devices that are there.
 
     Raises:
-        UserError: an estimate is over the memory by more than the estimate's error.
+        UserError: there are too few, or an estimate is over the memory of one by more than the
+            estimate's error.
     """
+    if _devices_needed(plan.config) > plan.device.count:
+        raise UserError(_too_few_devices(plan))
     room = plan.device.memory
     if room is not None and max(plan.memory.values()) > 1.25 * room:
         raise UserError(next(w for w in plan.warnings if "fit into" in w))

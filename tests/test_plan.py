@@ -112,6 +112,13 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_would():
     plan.check_memory(dataclasses.replace(made, device=memory.Device("toy", 1, None)))
 
 
+def test_more_devices_than_there_are_are_refused():
+    made = planned(**{"parallel.data": 64})
+    assert "needs 64 devices" in plan.to_text(made)
+    with pytest.raises(UserError, match="parallel.data=64"):
+        plan.check_memory(made)
+
+
 def test_a_device_of_unknown_size_is_said_to_be():
     made = dataclasses.replace(planned(), device=memory.Device("toy", 2, None))
     assert "each of 2 x toy doesn't say how much it has" in plan.to_text(made)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,65 @@ def start_epochs(steps, epochs, upper=None, *, theme: Theme = LIGHT) -> bytes:
     return png(figure)
 
 
+def comparison(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Accuracies side by side: a line of dots with error bars for each label, the first on top.
+
+    Args:
+      labels: what is compared.
+      series: by name, the (mean, std) of each label, not-a-number where there is none; the first
+        is drawn strongest.
+      title: of the chart.
+    """
+    from matplotlib.figure import Figure
+
+    height = 1.1 + 0.3 * len(labels)
+    figure = Figure((_CHART_INCHES[0] + 1.2, height), dpi=DPI, layout="constrained")
+    figure.set_facecolor(theme.background)
+    axes = figure.subplots()
+    _bare(axes, theme, grid="x")
+    places = np.arange(len(labels))[::-1]
+    colours = (theme.distilled, theme.random, theme.full)
+    for index, (name, figures) in enumerate(series.items()):
+        mean, std = np.asarray(figures, float).T
+        offset = 0.2 * (index - (len(series) - 1) / 2)
+        axes.errorbar(
+            mean,
+            places - offset,
+            xerr=std,
+            fmt="o" if index == 0 else "s",
+            markersize=5 if index == 0 else 3.5,
+            color=colours[index % len(colours)],
+            elinewidth=1.2,
+            capsize=2,
+            label=name,
+        )
+    axes.set_yticks(places, labels, color=theme.ink, fontsize=8.5)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    if len(series) > 1:
+        figure.legend(
+            loc="outside lower right", ncols=len(series), frameon=False, labelcolor=theme.ink,
+            fontsize=8,
+        )
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=9, fontweight="bold", wrap=True)
+    return png(figure)
+
+
+def _bare(axes, theme: Theme, *, grid: str) -> None:
+    axes.set_facecolor(theme.background)
+    axes.grid(axis=grid, color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(theme.muted)
+
+
 def _chart(title: str, x_label: str, theme: Theme, **grid: Any):
     """A figure with its title and bare axes: one, or as many as `width_ratios` has."""
     from matplotlib.figure import Figure
@@ -198,13 +258,7 @@ def _chart(title: str, x_label: str, theme: Theme, **grid: Any):
     columns = len(grid.get("width_ratios", (1,)))
     all_axes = figure.subplots(1, columns, squeeze=False, **grid)[0]
     for axes in all_axes:
-        axes.set_facecolor(theme.background)
-        axes.grid(axis="y", color=theme.grid, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(theme.muted)
+        _bare(axes, theme, grid="y")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     first = all_axes[0]
     first.set_title(title, loc="left", color=theme.ink, fontsize=10, fontweight="bold")

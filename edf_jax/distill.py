@@ -182,7 +182,7 @@ def distill(
             )
             pending.append((it, used, report))
             if it == first:
-                jax.block_until_ready(report)
+                loss = float(report["loss"])
                 _log.info("first iteration after %.1f s", time.monotonic() - began)
             # One iteration behind the device, so that it never waits for the host.
             settle(behind=1)

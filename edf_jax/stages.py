@@ -100,7 +100,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
                     dataset,
                     accuracies,
                     workdir,
-                    real_networks=_experts(config, dataset, store) if accuracies else None,
+                    real_networks=real_networks(config, dataset, store) if accuracies else None,
                     teacher=teacher,
                     provenance=run.origin(),
                 )
@@ -165,7 +165,7 @@ def prepare(config) -> Dataset:
     return dataset
 
 
-def _experts(config, dataset: Dataset, store: TrajectoryStore) -> RealNetworks:
+def real_networks(config, dataset: Dataset, store: TrajectoryStore) -> RealNetworks:
     """The experts after their last epoch, as baselines use them."""
     from edf_jax.evaluate.bench import RealNetworks
 

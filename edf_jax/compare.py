@@ -1,0 +1,252 @@
+"""The command that sets methods, baselines or ablations side by side, on equal terms.
+
+    python -m edf_jax.compare --config=configs/cluttered_digits.py:ipc10 \\
+        --methods=random,mtt,datm,edf --seeds=3
+
+Every cell of the table is an ordinary run in a folder of its own, and a process of its own, so
+that its memory is its own. Experts are trained once for all cells that can share them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import multiprocessing
+import pathlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from edf_jax import comparison, console, preemption, storage
+from edf_jax.cells import ABLATIONS, Cell, Plan, make_plan, names_of
+from edf_jax.config import METHODS, flatten
+from edf_jax.errors import UserError
+from edf_jax.evaluate.baselines import BASELINES
+
+_USAGE = f"""\
+usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
+
+Runs a table: each method with the same experts, where they allow it, and the same evaluation.
+
+  --config=FILE:VARIANT   as in edf_jax.main; likewise --config.KEY=VALUE, for all cells
+  --methods=A,B,...       of {', '.join(METHODS)};
+                          and real images: {', '.join(BASELINES)}
+  --ablate=A,B,...        EDF without a part, or with other values: {', '.join(ABLATIONS)}
+  --seeds=N               repetitions that differ in all but the experts (default 1)
+  --workdir=FOLDER        where cells and tables go; the same command continues there
+                          (default runs/compare-<config>-<variant>[-<hash>])
+
+Writes table.md, table.csv, table.tex and table.png there, and ends in one line: RESULT {{json}}."""
+
+# Not __name__, which is "__main__" in the command.
+_log = logging.getLogger("edf_jax.compare")
+# Makes a cell's result and leaves it in the cell's folder.
+Launch = Callable[[Cell, str], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status, as `edf_jax.main` does."""
+    argv = list(sys.argv if argv is None else argv)
+    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
+        print(_USAGE)
+        return 0
+    return console.exit_status(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
+    from edf_jax.main import default_workdir, given_keys, parse
+
+    values = parse(argv, _define_flags)
+    console.speak_in_lines()
+    names = names_of(values.methods, values.ablate)
+    workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
+    plan = make_plan(values.config, given_keys(values), names, values.seeds, workdir)
+    command = "python -m edf_jax.compare " + shlex.join(argv[1:])
+    with preemption.listening():
+        rows = compare(plan, workdir, command)
+    print(comparison.to_markdown(rows))
+    sys.stdout.flush()
+    result = {"rows": [row.figures() for row in rows], "workdir": str(workdir)}
+    print("RESULT " + json.dumps(result), flush=True)
+    return 0
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", "", "where cells and tables go", flag_values=values)
+    flags.DEFINE_string("methods", "", "comma-separated methods", flag_values=values)
+    flags.DEFINE_string("ablate", "", "comma-separated ablations", flag_values=values)
+    flags.DEFINE_integer("seeds", 1, "repetitions", lower_bound=1, flag_values=values)
+
+
+def compare(
+    plan: Plan, workdir: pathlib.Path, command: str, launch: Launch | None = None
+) -> list[comparison.Row]:
+    """Runs the cells that aren't finished, and writes the tables.
+
+    Args:
+        plan: the rows and their cells.
+        workdir: where cells and tables go.
+        command: what the user typed.
+        launch: runs one cell; in a process of its own where None.
+
+    Returns:
+        The table's rows.
+
+    Raises:
+        UserError: a cell can't be run.
+        Preempted: asked to stop; what is done is kept.
+    """
+    launch = launch or run_in_child
+    busy = f"another process works on {workdir}: wait for it or give another --workdir"
+    with storage.locked(workdir, busy):
+        cells = list(plan.cells.values())
+        for number, cell in enumerate(cells, 1):
+            if is_finished(cell):
+                continue
+            _log.info("compare: %d of %d, %s", number, len(cells), cell.name)
+            began = time.monotonic()
+            launch(cell, command)
+            _log.info("compare: %s took %.0f s", cell.name, time.monotonic() - began)
+        rows = comparison.gather(plan)
+        comparison.write(rows, workdir, plan.title)
+    return rows
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether a cell's result is there, made with its very config."""
+    try:
+        record = storage.read_record(cell.workdir / "cell.json")
+    except storage.DamagedFile:
+        return False
+    return record.get("config") == _digest(cell) and (cell.workdir / "result.json").exists()
+
+
+def _digest(cell: Cell) -> str:
+    return storage.digest_of_record(json.loads(json.dumps(flatten(cell.config))))
+
+
+def run_cell(cell: Cell, command: str) -> None:
+    """Makes a cell's result, in this process."""
+    from edf_jax import devices
+    from edf_jax.run import Run
+    from edf_jax.stages import run_stages
+
+    devices.set_up(cell.config.precision, deterministic=cell.config.deterministic)
+    with Run(cell.workdir, cell.config, command) as run:
+        if cell.kind == "experts":
+            run_stages(run, "experts")
+            result: dict[str, Any] = {"stage": "experts", **run.provenance()}
+        elif cell.kind == "baseline":
+            result = {**_measure_baseline(run, cell.baseline), **run.provenance()}
+        else:
+            result = run_stages(run, "evaluate") or {}
+        result["peak_device_memory_mb"] = _peak_device_memory_mb()
+        storage.write_text(cell.workdir / "result.json", json.dumps(result, indent=1))
+        storage.write_record(cell.workdir / "cell.json", {"config": _digest(cell)})
+
+
+def _measure_baseline(run, name: str) -> Mapping[str, Any]:
+    """The figures of real images, by the same evaluation."""
+    from edf_jax.evaluate.bench import Bench, Trial
+    from edf_jax.evaluate.ledger import Ledger
+    from edf_jax.evaluate.teacher import get_teacher
+    from edf_jax.progress import Progress
+    from edf_jax.stages import prepare
+
+    config = run.config
+    with run.stage("prepare"):
+        dataset = prepare(config)
+    with run.stage("experts"):
+        networks = None if name == "random" else _experts(config, dataset, run.workdir)
+    with run.stage("evaluate"):
+        bench = Bench(
+            config,
+            dataset,
+            run.workdir,
+            get_teacher=lambda: get_teacher(config, dataset, run.workdir),
+            real_networks=networks,
+        )
+        ledger = Ledger(run.workdir / "evaluation.json", {"seed": config.seed, **run.origin()})
+        subject = bench.baseline(name, config.distill.ipc)
+        trial = Trial(subject, protocol=config.evaluate.protocol)
+        with Progress("evaluate", bench.epochs(trial), "epoch") as bar:
+
+            def on_epochs(count: int, loss: float) -> None:
+                bar.update(count, loss=loss)
+
+            figures = ledger.need(bench.identity(trial), lambda: bench.run(trial, on_epochs))
+    return {f"{name}_{figure}": value for figure, value in figures.items()}
+
+
+def _experts(config, dataset, workdir: pathlib.Path):
+    """The experts as baselines use them, trained if they aren't there."""
+    from edf_jax.experts import open_experts, train_experts
+    from edf_jax.metrics import MetricsWriter
+    from edf_jax.stages import real_networks
+
+    store = open_experts(config, dataset, workdir)
+    with MetricsWriter(workdir, tensorboard=False) as metrics:
+        train_experts(config, dataset, store, metrics)
+    return real_networks(config, dataset, store)
+
+
+def _peak_device_memory_mb() -> int | None:
+    """The most that an accelerator held, in MiB; None where it doesn't say."""
+    import jax
+
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.devices()]
+    known = [peak for peak in peaks if peak is not None]
+    return round(max(known) / 2**20) if known else None
+
+
+def run_in_child(cell: Cell, command: str) -> None:
+    """Makes a cell's result in a process of its own.
+
+    Raises:
+        UserError: the cell told why it can't be run.
+        Preempted: this process is asked to stop, and the cell has saved.
+    """
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=_child, args=(cell, command), name=cell.name)
+    child.start()
+    asked = False
+    while child.is_alive():
+        child.join(0.2)
+        if preemption.asked() and not asked:
+            asked = True
+            child.terminate()
+    if preemption.asked():
+        raise preemption.Preempted("asked to stop by SIGTERM")
+    if child.exitcode == console.INTERRUPTED:
+        raise KeyboardInterrupt
+    if child.exitcode:
+        raise UserError(f"{cell.name} ended with status {child.exitcode}: see the line above")
+
+
+def _child(cell: Cell, command: str) -> None:
+    _die_with_parent()
+    console.speak_in_lines()
+
+    def run() -> int:
+        with preemption.listening():
+            run_cell(cell, command)
+        return 0
+
+    sys.exit(console.exit_status(run, name=f"edf_jax ({cell.name})"))
+
+
+def _die_with_parent() -> None:
+    """A killed comparison leaves no cell at work, which would hold the cell's lock (Linux)."""
+    if sys.platform.startswith("linux"):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""The table of a comparison: gathered from its cells' results, written in four forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edf_jax import charts, run_table, storage
+from edf_jax.cells import Cell, Plan
+from edf_jax.errors import UserError
+from edf_jax.evaluate.statistics import interval95
+from edf_jax.run_files import write_file
+
+# Stages that cells share, or that come to nothing.
+_NOT_THE_METHODS = ("set-up", "prepare", "experts", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Test accuracies of one kind of set, in percent.
+
+    Attributes:
+        by_seed: for each seed those of its networks.
+    """
+
+    by_seed: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean([value for values in self.by_seed for value in values]))
+
+    @property
+    def std(self) -> float:
+        """Over all networks of all seeds, ddof 0."""
+        return float(np.std([value for values in self.by_seed for value in values]))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% interval of the mean: over seeds where there are two or more, else over networks.
+
+        A seed's networks are trained on one set, so they say little about another.
+        """
+        values = [float(np.mean(values)) for values in self.by_seed]
+        if len(values) == 1:
+            values = list(self.by_seed[0])
+        return interval95(float(np.mean(values)), float(np.std(values)), len(values))
+
+    @property
+    def text(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        label: what is compared.
+        last: after the last iteration; of real images, theirs.
+        best: the best on test data of each run; None for real images.
+        average: of FTD's moving average.
+        seconds: of distilling and evaluating, a run's mean; without the experts.
+        memory: the largest resident size of a run, in MiB.
+        device_memory: the most that an accelerator held, in MiB.
+        experts: the name of the cell that trained them, and its seconds.
+    """
+
+    label: str
+    last: Figure
+    best: Figure | None
+    average: Figure | None
+    seconds: float
+    memory: float
+    device_memory: float | None
+    experts: tuple[str, float] | None
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as JSON and CSV hold it."""
+        interval = self.last.interval or (None, None)
+        figures: dict[str, Any] = {
+            "method": self.label,
+            "mean": round(self.last.mean, 3),
+            "std": round(self.last.std, 3),
+            "interval_low": None if interval[0] is None else round(interval[0], 3),
+            "interval_high": None if interval[1] is None else round(interval[1], 3),
+            "seeds": len(self.last.by_seed),
+            "networks": sum(len(values) for values in self.last.by_seed),
+        }
+        for name, figure in (("best_on_test", self.best), ("average", self.average)):
+            figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
+            figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
+        return {
+            **figures,
+            "seconds": round(self.seconds, 1),
+            "memory_mb": self.memory,
+            "device_memory_mb": self.device_memory,
+            "experts": self.experts and self.experts[0],
+            "experts_seconds": self.experts and round(self.experts[1], 1),
+        }
+
+    def cells(self) -> dict[str, str]:
+        """The line as people read it, by column."""
+        low_high = self.last.interval
+        return {
+            "method": self.label,
+            "test accuracy, %": self.last.text,
+            "95% interval": "–" if low_high is None else "{:.1f} to {:.1f}".format(*low_high),
+            "best on test, %": "" if self.best is None else self.best.text,
+            "moving average, %": "" if self.average is None else self.average.text,
+            "seconds": f"{self.seconds:.0f}",
+            "memory, MiB": f"{self.memory:.0f}",
+            "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
+            "experts": "" if self.experts is None else self.experts[0],
+        }
+
+
+def gather(plan: Plan) -> list[Row]:
+    """The rows of a plan whose cells are all finished."""
+    return [
+        _row(label, [plan.cells[identity] for identity in ids], plan)
+        for label, ids in plan.rows.items()
+    ]
+
+
+def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
+    results = [_result(cell) for cell in cells]
+    kind = cells[0].baseline or "distilled"
+    trainers = {
+        plan.experts[identity]
+        for identity, cell in plan.cells.items()
+        if cell in cells and identity in plan.experts
+    }
+    experts = None
+    for identity in trainers:
+        trainer = plan.cells[identity]
+        experts = trainer.name, float(_result(trainer)["stages"].get("experts", 0.0))
+    device = [m for result in results if (m := result.get("peak_device_memory_mb")) is not None]
+    own = [
+        sum(s for stage, s in result["stages"].items() if stage not in _NOT_THE_METHODS)
+        for result in results
+    ]
+    last = _figure(results, kind)
+    if last is None:
+        raise UserError(f"{cells[0].workdir} has no result of kind {kind}: remove it")
+    return Row(
+        label,
+        last,
+        _figure(results, "best_on_test"),
+        _figure(results, "average"),
+        float(np.mean(own)),
+        max(result["peak_memory_mb"] for result in results),
+        max(device, default=None),
+        experts,
+    )
+
+
+def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:
+    name = f"{kind}_accuracies"
+    if not all(result.get(name) for result in results):
+        return None
+    return Figure(tuple(tuple(result[name]) for result in results))
+
+
+def _result(cell: Cell) -> dict[str, Any]:
+    try:
+        return json.loads((cell.workdir / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{cell.workdir / 'result.json'} can't be read: remove it") from error
+
+
+def write(rows: Sequence[Row], workdir: pathlib.Path, title: str) -> None:
+    """Writes `table.md`, `.csv`, `.tex` and `.png`."""
+    storage.write_text(workdir / "table.md", f"{title}\n\n{to_markdown(rows)}")
+    text = [{k: "" if v is None else str(v) for k, v in row.figures().items()} for row in rows]
+    storage.write_text(workdir / "table.csv", run_table.to_csv(text))
+    storage.write_text(workdir / "table.tex", to_latex(rows, title))
+    nothing = (float("nan"), float("nan"))
+    shown = {"last": [(row.last.mean, row.last.std) for row in rows]}
+    if any(row.best for row in rows):
+        shown["best on test"] = [
+            (row.best.mean, row.best.std) if row.best else nothing for row in rows
+        ]
+    picture = charts.comparison(
+        [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
+    )
+    write_file(workdir / "table.png", picture)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table, and what its numbers are."""
+    return run_table.to_markdown([row.cells() for row in rows]) + "\n" + _notes(rows) + "\n"
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    counts = [len(values) for row in rows for values in row.last.by_seed]
+    seeds = len(rows[0].last.by_seed)
+    networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    notes = [
+        f"Mean and standard deviation over {networks} networks"
+        + (f" of each of {seeds} seeds" if seeds > 1 else "")
+        + "; interval by Student's t over "
+        + ("seeds." if seeds > 1 else "networks."),
+        "Best on test: the evaluation of each run that was best on test data.",
+        "Seconds: distilling and evaluating, a run's mean.",
+    ]
+    experts = dict(row.experts for row in rows if row.experts)
+    if experts:
+        shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in experts.items())
+        notes.append(f"Training the experts, once for all rows that share them: {shown}.")
+    return " ".join(notes)
+
+
+def to_latex(rows: Sequence[Row], title: str) -> str:
+    """A `tabular` with a caption; it needs no package."""
+    table = [row.cells() for row in rows]
+    columns = [name for name in table[0] if any(cells[name] for cells in table)]
+    head, *lines = [
+        " & ".join(_escaped(text) for text in line) + " \\\\\n"
+        for line in [columns, *([cells[name] for name in columns] for cells in table)]
+    ]
+    return (
+        f"\\begin{{table}}\n\\caption{{{_escaped(title)}. {_escaped(_notes(rows))}}}\n"
+        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n"
+        f"{head}\\hline\n{''.join(lines)}"
+        "\\end{tabular}\n\\end{table}\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    for plain, escaped in (("±", "$\\pm$"), ("–", "--")):
+        text = text.replace(plain, escaped)
+    return "".join(f"\\{letter}" if letter in "%_&#" else letter for letter in text)

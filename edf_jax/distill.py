@@ -188,9 +188,10 @@ def distill(
             settle(behind=1)
             bar.update(loss=loss, skipped=position.skipped)
             scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
-            if scheduled or fault or preemption.asked():
+            stops = fault is not None and options.on_nan == "stop"
+            if scheduled or stops or preemption.asked():
                 save(it + 1)
-            if fault and options.on_nan == "stop":
+            if stops:
                 path = workdir / "distilled" / f"step_{it + 1}.safetensors"
                 current(it + 1).save(path)
                 raise UserError(

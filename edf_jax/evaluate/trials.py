@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from edf_jax import training
+from edf_jax import preemption, training
 from edf_jax.evaluate.statistics import Accuracies
 from edf_jax.models import Network
 
@@ -139,6 +139,7 @@ class Trials:
                 on_epochs(stop - start, float(jnp.mean(loss)))
             if after is not None and stop - 1 in self._checks:
                 after(stop - 1, states)
+            preemption.stop_if_asked()
             start = stop
         return states
 

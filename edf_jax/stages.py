@@ -9,7 +9,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from edf_jax import preemption, randomness, storage, synthetic, training
 from edf_jax.config import check_against_data, flatten
-from edf_jax.data import Dataset, load_dataset
+from edf_jax.data import Dataset, DatasetInfo, load_dataset
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
 from edf_jax.errors import UserError
 from edf_jax.experts import named_leaves, network_for, on_device, open_experts, train_experts
@@ -57,6 +57,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     config, workdir = run.config, run.workdir
     with run.stage("prepare"):
         dataset = prepare(config)
+        _check_files(config, dataset, wanted)
     if last == "prepare":
         return None
     with MetricsWriter(
@@ -257,6 +258,40 @@ def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
     return last if last.step == config.distill.iterations else None
 
 
+def _check_files(config, dataset: Dataset, wanted: Sequence[str]) -> None:
+    """Reads the files that a config names, so that a wrong one is told of before hours of work.
+
+    Raises:
+        UserError: one can't be read, or doesn't fit the data.
+    """
+    if config.cam.weights:
+        _imported_cam_network(config, dataset.info)
+    if config.teacher.weights:
+        from edf_jax.evaluate.teacher import read_teacher, teacher_network
+
+        network = teacher_network(config, dataset.info)
+        read_teacher(pathlib.Path(config.teacher.weights), network)
+    if config.evaluate.distilled and "evaluate" in wanted:
+        from edf_jax.evaluate import subjects
+
+        subjects.read(config.evaluate.distilled, dataset.info)
+
+
+def _imported_cam_network(config, info: DatasetInfo) -> CamNetwork:
+    from edf_jax.models.pretrained import IMAGENET_CLASSES, load_cam_network
+
+    of_imagenet = info.imagenet_indices is not None
+    imported, theta, batch_stats = load_cam_network(
+        config.cam.weights,
+        image_shape=info.image_shape,
+        num_classes={info.num_classes, *([IMAGENET_CLASSES] if of_imagenet else [])},
+    )
+    own = jnp.arange(info.num_classes)
+    if imported.num_classes != info.num_classes:
+        own = jnp.asarray(info.imagenet_indices)
+    return CamNetwork(imported, theta, batch_stats, own, f"imported {imported.name}")
+
+
 def choose_cam_network(
     config,
     dataset: Dataset,
@@ -269,17 +304,9 @@ def choose_cam_network(
     Imported weights where `cam.weights` is given, the teacher where `cam.network` is `trained`,
     else the first expert's last snapshot.
     """
-    own = jnp.arange(dataset.info.num_classes)
     if config.cam.weights:
-        from edf_jax.models.pretrained import load_cam_network
-
-        imported, theta, batch_stats = load_cam_network(
-            config.cam.weights, image_shape=dataset.info.image_shape
-        )
-        indices = dataset.info.imagenet_indices
-        if imported.num_classes != dataset.info.num_classes and indices is not None:
-            own = jnp.asarray(indices)
-        return CamNetwork(imported, theta, batch_stats, own, f"imported {imported.name}")
+        return _imported_cam_network(config, dataset.info)
+    own = jnp.arange(dataset.info.num_classes)
     if config.cam.network == "trained":
         found = teacher()
         return CamNetwork(found.network, found.theta, found.batch_stats, own, found.name)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import numpy as np
 from edf_jax import losses, preemption, randomness, storage, training
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
+from edf_jax.errors import UserError
 from edf_jax.evaluate import views
 from edf_jax.evaluate.networks import find_network
 from edf_jax.experts import on_device
@@ -30,6 +32,7 @@ from edf_jax.models import Network, torch_layout
 from edf_jax.progress import Progress
 
 FORMAT = "edf_jax teacher 1"
+_log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 30.0
 # What doesn't decide a trained teacher's numbers.
 _FREE = ("teacher.weights", "teacher.dir")
@@ -123,13 +126,26 @@ def get_teacher(
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
     path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
-    if not path.exists():
+    if not _is_intact(path, network):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
         accuracy = _accuracy(network, theta, batch_stats, dataset)
         write_teacher(path, network, theta, batch_stats, {**wanted, "accuracy": accuracy})
     theta, batch_stats, details = read_teacher(path, network)
     digest = _digest(theta, batch_stats)
     return Teacher(network, theta, batch_stats, name, digest, details["accuracy"])
+
+
+def _is_intact(path: pathlib.Path, network: Network) -> bool:
+    """Whether a teacher is there; a damaged one is taken away with a warning."""
+    if not path.exists():
+        return False
+    try:
+        read_teacher(path, network)
+    except UserError as error:
+        _log.warning("%s: trained again", error)
+        path.unlink()
+        return False
+    return True
 
 
 def write_teacher(

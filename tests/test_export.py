@@ -14,8 +14,9 @@ from PIL import Image
 
 import edf_jax
 from edf_jax import export
-from edf_jax.data import Normalisation
+from edf_jax.data import DatasetInfo, Normalisation
 from edf_jax.errors import UserError
+from edf_jax.evaluate import subjects
 from edf_jax.export_formats import as_uint8, describe, probabilities
 from edf_jax.export_huggingface import dataset_card
 from edf_jax.synthetic import DistilledSet, hard_labels
@@ -197,6 +198,21 @@ def test_whitened_sets_export_pixels_turned_back(tmp_path):
     assert record["zca"] == distilled.normalisation.zca.digest
     for i, path in enumerate(sorted(out.glob("*/*.png"), key=lambda p: p.name)):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), as_uint8(distilled.pixels)[i])
+
+
+@pytest.mark.parametrize("to", ["images", "npz", "torch"])
+def test_exports_can_be_evaluated(run, to):
+    if to == "torch":
+        pytest.importorskip("torch")
+    distilled = _set()
+    info = DatasetInfo("some", NAMES, (6, 5, 3), distilled.normalisation, None, "")
+    subject = subjects.read(str(export.export_run(run, to)), info)
+    soft_labels = probabilities(distilled.labels)
+    np.testing.assert_allclose(probabilities(subject.labels), soft_labels, atol=1e-6)
+    # PNG rounds to 8 bits.
+    tolerance = 0.011 if to == "images" else 1e-6
+    np.testing.assert_allclose(subject.images, distilled.images, atol=tolerance)
+    assert subject.alpha == pytest.approx(0.0321)
 
 
 def test_an_earlier_export_is_replaced_and_other_files_are_not_touched(run, tmp_path):

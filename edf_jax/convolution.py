@@ -26,6 +26,9 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # convolution: measured at batch 100 on two cores, 3 channels by 7x and 32 channels never.
 _NARROW = 64
 
+# Zeros before and after, by height and width.
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
 
 def choose_convolution(name: str = "auto", platform: str | None = None) -> Callable | None:
     """The convolution for `flax.linen.Conv(conv_general_dilated=...)`.
@@ -68,7 +71,8 @@ def conv_general_dilated(
     if plain:
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-        pads = tuple((int(low), int(high)) for low, high in padding)
+        rows, columns = ((int(low), int(high)) for low, high in padding)
+        pads = (rows, columns)
         if all(0 <= p < k for pair, k in zip(pads, rhs.shape[:2], strict=True) for p in pair):
             return convolve(lhs, rhs, pads)
     return lax.conv_general_dilated(
@@ -85,9 +89,6 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         **kwargs,
     )
-
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def convolve(images: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
@@ -124,16 +125,18 @@ def _transposed_kernel(kernel: jax.Array) -> jax.Array:
 
 
 def _transposed_pads(pads: Pads, kernel_shape: tuple[int, int]) -> Pads:
-    return tuple(
+    rows, columns = (
         (k - 1 - low, k - 1 - high) for (low, high), k in zip(pads, kernel_shape, strict=True)
     )
+    return rows, columns
 
 
 def _kernel_shape(image_shape, result_shape, pads: Pads) -> tuple[int, int]:
-    return tuple(
+    height, width = (
         size + sum(pair) - out + 1
         for size, out, pair in zip(image_shape[1:3], result_shape[1:3], pads, strict=True)
     )
+    return height, width
 
 
 def _pad(images: jax.Array, pads: Pads) -> jax.Array:
@@ -166,10 +169,10 @@ def _convolve_impl(images: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.A
         flat = images.reshape(-1, c).T
         planes = (kernel.swapaxes(2, 3).reshape(-1, c) @ flat).reshape(h, w, o, *images.shape[:3])
         planes = jnp.pad(planes, ((0, 0), (0, 0), (0, 0), (0, 0), *pads))
-        total = sum(
+        shifted = [
             planes[i, j, :, :, i : i + height, j : j + width] for i in range(h) for j in range(w)
-        )
-        return total.transpose(1, 2, 3, 0)
+        ]
+        return functools.reduce(jnp.add, shifted).transpose(1, 2, 3, 0)
     return lax.conv_general_dilated(images, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
 
 

@@ -55,7 +55,7 @@ def compute_dtype(precision: str) -> jnp.dtype | None:
 
 def use_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs in the user's cache folder, unless a cache is already configured."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     path = pathlib.Path(folder or pathlib.Path(base) / "edf_jax" / "compiled")

@@ -189,7 +189,8 @@ def class_activation_maps(
     if method not in METHODS:
         raise UserError(f"there is no CAM method {method!r}; use one of {', '.join(METHODS)}")
     maps = METHODS[method](features, classify, images, classes, key)
-    return resize_maps(maps, images.shape[1:3])
+    _, height, width, _ = images.shape
+    return resize_maps(maps, (height, width))
 
 
 def dae_weight(maps: jax.Array, beta: float, threshold: float = 0.0) -> jax.Array:

@@ -140,7 +140,7 @@ def _sum_of_taps(
     n, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     flat = padded.reshape(n, (height + 2) * (width + 2), channels)
-    result = 0
+    result = jnp.zeros_like(images)
     for row in rows:
         row_index = jnp.clip(row.astype(jnp.int32) + 1, 0, height + 1) * (width + 2)
         for column in columns:

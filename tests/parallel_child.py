@@ -15,17 +15,19 @@ import jax.numpy as jnp  # noqa: E402
 from edf_jax import config, iteration, models  # noqa: E402
 
 _TRAJECTORIES = 8
-_MESHES = [(8, 1), (1, 8), (4, 2), (2, 4), (2, 1), (1, 3)]
+# A batch of five divides by none of the data axes.
+_BATCH = 5
+_MESHES = {"float64": [(8, 1), (1, 8), (4, 2), (1, 3)], "float32": [(8, 1), (1, 8), (4, 2)]}
 
 
-def moved(trajectory: int, data: int, dtype, batch: int):
+def moved(trajectory: int, data: int, dtype):
     """Loss, and how far one iteration moves images, labels and alpha."""
     settings = config.resolve(
         config.default_config(
             **{
                 "distill.ipc": 2,
-                "distill.batch_syn": batch,
-                "distill.syn_steps": 3,
+                "distill.batch_syn": _BATCH,
+                "distill.syn_steps": 2,
                 "distill.trajectories": _TRAJECTORIES,
                 "distill.threshold": 0.0,
                 "distill.lr_img": 1.0,
@@ -49,21 +51,20 @@ def moved(trajectory: int, data: int, dtype, batch: int):
     weight = jnp.ones((8, 8, 8, 1), dtype)
     after, report = step(state, starts, targets, weight, keys[4])
     # One step of plain SGD: the momentum's trace is the gradient.
-    return report["loss"], *(leaf for leaf in jax.tree.leaves(after.momentum) if leaf.ndim in (0, 2, 4))
+    return report["loss"], *jax.tree.leaves(after.momentum)
 
 
 def main() -> None:
     rows = []
-    for dtype in (jnp.float64, jnp.float32):
-        for batch in (8, 5):
-            expected = moved(1, 1, dtype, batch)
-            for mesh in _MESHES:
-                actual = moved(*mesh, dtype, batch)
-                errors = [
-                    float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
-                    for a, b in zip(actual, expected)
-                ]
-                rows.append([dtype.__name__, batch, mesh, max(errors), len(errors)])
+    for name, meshes in _MESHES.items():
+        expected = moved(1, 1, jnp.dtype(name))
+        for mesh in meshes:
+            actual = moved(*mesh, jnp.dtype(name))
+            errors = [
+                float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+                for a, b in zip(actual, expected)
+            ]
+            rows.append([name, mesh, max(errors), len(errors)])
     json.dump(rows, sys.stdout)
 
 

@@ -75,6 +75,7 @@ class ResNetFeatures(nn.Module):
         strided = 1 if self.average_pooling else stride
         # (features, kernel, stride) of each convolution; `reduced_after` is the one that halves
         # the map, after whose ReLU the pooling variant pools.
+        layers: tuple[tuple[int, int, int], ...]
         if bottleneck:
             layers, reduced_after = ((width, 1, 1), (width, 3, strided), (features, 1, 1)), 2
         else:

@@ -71,11 +71,11 @@ def from_torch(network: Network, tensors: Sequence[np.ndarray]) -> jax.Array:
 
 def to_torch(network: Network, theta: jax.Array) -> list[np.ndarray]:
     """The parameter tensors of `theta [P]` in PyTorch's order and layout."""
-    theta = np.asarray(theta)
+    vector = np.asarray(theta)
     tensors, start = [], 0
     for _, _, path, shape in network.param_table:
         end = start + math.prod(shape)
-        tensors.append(_to_torch(path, theta[start:end].reshape(shape)))
+        tensors.append(_to_torch(path, vector[start:end].reshape(shape)))
         start = end
     return tensors
 

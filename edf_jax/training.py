@@ -78,6 +78,25 @@ class Recipe:
     teach: Teach | None = None
     mixes: bool = False
 
+    @property
+    def pads(self) -> bool:
+        """Whether a batch can be filled up with images that don't count."""
+        return not (self.network.has_batch_stats or self.mixes)
+
+
+class Batches(NamedTuple):
+    """Batches of one size, or without the leading axis one of them.
+
+    Attributes:
+        positions: `[steps, b]`, of their examples.
+        mask: `[steps, b]` bool, False where a batch is filled up; None where all are whole.
+        keys: `[steps]`, for augmentation and the network's own randomness.
+    """
+
+    positions: jax.Array
+    mask: jax.Array | None
+    keys: jax.Array
+
 
 def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """PyTorch's SGD as a direction: decay added to the gradient, then momentum, no rate."""
@@ -179,59 +198,92 @@ def train_epoch(
     Raises:
         ValueError: `count` is given, but batches of this recipe can't be padded.
     """
+    batches, last = cut(recipe, order, key, count)
+    used = None if count is None else -(-count // batches.positions.shape[1])
+    state, losses = train_batches(recipe, state, images, targets, batches, rate, used=used)
+    if last is not None:
+        state, loss = train_batch(recipe, state, images, targets, last, rate)
+        losses = jnp.append(losses, loss)
+    return state, jnp.mean(losses) if used is None else jnp.sum(losses) / used
+
+
+def cut(
+    recipe: Recipe, order: jax.Array, key: jax.Array, count: jax.Array | None = None
+) -> tuple[Batches, Batches | None]:
+    """The batches of a pass over examples; arguments as in `train_epoch`.
+
+    Returns:
+        Batches of one size, and the smaller last one where it can't be filled up to that.
+
+    Raises:
+        ValueError: see `train_epoch`.
+    """
     size = min(recipe.batch, order.size)
     full, remainder = divmod(order.size, size)
     steps = full + bool(remainder)
     keys = jax.random.split(key, steps)
-    pads = not (recipe.network.has_batch_stats or recipe.mixes)
-    if count is not None and not pads:
+    if count is not None and not recipe.pads:
         raise ValueError("with batch norm or mixtures, cut `order` instead of giving `count`")
-
-    def step(state, batch):
-        indices, mask, key = batch
-        return train_step(recipe, state, images[indices], targets[indices], mask, key, rate)
-
-    if pads and (remainder or count is not None):
+    if recipe.pads and (remainder or count is not None):
         # Padded and masked, so that one program serves all batches.
-        indices = jnp.pad(order, (0, steps * size - order.size)).reshape(steps, size)
+        positions = jnp.pad(order, (0, steps * size - order.size)).reshape(steps, size)
         counted = order.size if count is None else count
         mask = (jnp.arange(steps * size) < counted).reshape(steps, size)
-        if count is None:
-            state, losses = lax.scan(step, state, (indices, mask, keys))
-            return state, jnp.mean(losses)
-        return _first_batches(step, state, (indices, mask, keys), -(-count // size))
-    # Padding would enter batch statistics and mixtures: the remainder is a step of its own.
-    whole = order[: full * size].reshape(full, size)
-    state, losses = lax.scan(step, state, (whole, None, keys[:full]))
-    if remainder:
-        state, last = step(state, (order[full * size :], None, keys[full]))
-        losses = jnp.append(losses, last)
-    return state, jnp.mean(losses)
+        return Batches(positions, mask, keys), None
+    # Padding would enter batch statistics and mixtures: the remainder is a batch of its own.
+    whole = Batches(order[: full * size].reshape(full, size), None, keys[:full])
+    return whole, Batches(order[full * size :], None, keys[full]) if remainder else None
 
 
-def _first_batches(step, state, batches, used: jax.Array) -> tuple[TrainState, jax.Array]:
-    """The first `used` of the batches, as `lax.scan` would take all; and their mean loss."""
+def train_batch(
+    recipe: Recipe, state: TrainState, images: jax.Array, targets: jax.Array, batch: Batches, rate
+) -> tuple[TrainState, jax.Array]:
+    """`train_step` on one batch of the examples."""
+    chosen = images[batch.positions], targets[batch.positions]
+    return train_step(recipe, state, *chosen, batch.mask, batch.keys, rate)
+
+
+def train_batches(
+    recipe: Recipe,
+    state: TrainState,
+    images: jax.Array,
+    targets: jax.Array,
+    batches: Batches,
+    rate: jax.Array,
+    *,
+    used: jax.Array | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """A step on each batch in turn, or on the first `used` of them.
+
+    Returns:
+        The trained state and the losses `[steps]`, zero where there was no step.
+    """
+
+    def step(state, batch):
+        return train_batch(recipe, state, images, targets, batch, rate)
+
+    if used is None:
+        return lax.scan(step, state, batches)
 
     def body(index, carry):
-        state, total = carry
+        state, losses = carry
         state, loss = step(state, jax.tree.map(lambda x: x[index], batches))
-        return state, total + loss
+        return state, losses.at[index].set(loss)
 
-    zero = jnp.zeros((), state.theta.dtype)
-    state, total = lax.fori_loop(0, used, body, (state, zero))
-    return state, total / used
+    losses = jnp.zeros(batches.positions.shape[0], state.theta.dtype)
+    return lax.fori_loop(0, used, body, (state, losses))
 
 
 class Epochs(NamedTuple):
     """A stretch of a training.
 
     Attributes:
-        index: `[E]` int32, zero-based; decides each epoch's randomness.
+        number: `[E]` int32, zero-based; decides each epoch's randomness.
         rate: `[E]`, the learning rate of each.
         restart: `[E]` bool, whether the optimiser starts anew before it.
     """
 
-    index: jax.Array
+    number: jax.Array
     rate: jax.Array
     restart: jax.Array
 
@@ -300,6 +352,19 @@ def predict(
     return logits.reshape(rows * batch, -1)[:count]
 
 
+def classify(
+    network: Network,
+    theta: jax.Array,
+    batch_stats: Any,
+    images: jax.Array,
+    prepare: Prepare,
+    *,
+    batch: int = 256,
+) -> jax.Array:
+    """The likeliest class of each image, `[n]`; arguments as in `predict`."""
+    return jnp.argmax(predict(network, theta, batch_stats, images, prepare, batch=batch), -1)
+
+
 def accuracy(
     network: Network,
     theta: jax.Array,
@@ -310,9 +375,8 @@ def accuracy(
     *,
     batch: int = 256,
 ) -> jax.Array:
-    """Share of images whose largest logit is at their label, a scalar in [0, 1]."""
-    logits = predict(network, theta, batch_stats, images, prepare, batch=batch)
-    return jnp.mean(jnp.argmax(logits, -1) == labels)
+    """Share of images whose likeliest class is their label, a scalar in [0, 1]."""
+    return jnp.mean(classify(network, theta, batch_stats, images, prepare, batch=batch) == labels)
 
 
 def for_each_network(function: Callable, how: str = "auto") -> Callable:

@@ -44,9 +44,9 @@ def test_parameters_after_each_epoch_are_the_official_ones(dtype):
         images = jnp.asarray(nhwc(arrays["images"]), dtype)
         labels = jnp.asarray(arrays["labels"], dtype)
         schedule = plain.schedule(int(settings["epochs"]), jnp.asarray(settings["lr"], dtype))
-        assert len(schedule.index) == settings["epochs_run"]
+        assert len(schedule.number) == settings["epochs_run"]
         start = np.float64(arrays["initial_params"])
-        for epoch in range(len(schedule.index)):
+        for epoch in range(len(schedule.number)):
             order = jnp.asarray(arrays[f"order{epoch}"])
             state, _ = train(state, images, labels, schedule, epoch, order)
             found = torch_layout.to_torch_flat(network, state.theta)

@@ -53,12 +53,9 @@ def rded_batch(ipc: int, num_classes: int) -> int:
 
 
 def rded_checks(epochs: int) -> tuple[int, ...]:
-    """The zero-based epochs of which RDED reports the best: each tenth of the last fifth."""
-    return tuple(
-        epoch
-        for epoch in range(epochs)
-        if (epoch % 10 == 9 or epoch == epochs - 1) and epoch > 0.8 * epochs
-    )
+    """Zero-based epochs of which RDED reports the best: the last fifth's tenths, and the last."""
+    tenths = (epoch for epoch in range(9, epochs - 1, 10) if epoch > 0.8 * epochs)
+    return (*tenths, epochs - 1)
 
 
 def kl_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array | None) -> jax.Array:

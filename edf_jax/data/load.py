@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from edf_jax.data.sources import Listing, MissingData, Source, digest_of
 from edf_jax.data.subsets import chosen_subset
 from edf_jax.errors import UserError
 
-SOURCES = ("cluttered_digits", "tfds", "folder", "idx", "npz")
+# By `data.source`: (config.data, cache folder) -> what is there, not yet read. The cluttered digits
+# are made, not read. `extending.add_source` adds to these.
+OPENERS: dict[str, Callable[[Any, pathlib.Path], Source]] = {
+    "tfds": tfds.open_tfds,
+    "folder": lambda config, cache_dir: folder.open_folder(config),
+    "idx": lambda config, cache_dir: arrays.open_idx(config),
+    "npz": lambda config, cache_dir: arrays.open_npz(config),
+}
 RESIZES = ("squash", "crop")
 
 
@@ -80,9 +88,10 @@ def check_settings(data_config) -> None:
     Raises:
         UserError: names the key, the value and what would do.
     """
-    if data_config.source not in SOURCES:
+    sources = ("cluttered_digits", *OPENERS)
+    if data_config.source not in sources:
         raise UserError(
-            f"data.source={data_config.source!r} is unknown; one of {', '.join(SOURCES)}."
+            f"data.source={data_config.source!r} is unknown; one of {', '.join(sources)}."
         )
     if data_config.source == "cluttered_digits":
         cluttered_digits.check_settings(
@@ -116,14 +125,8 @@ def open_source(data_config, cache_dir: pathlib.Path) -> Source:
     Raises:
         UserError: the data is not there, incomplete or of another form.
     """
-    openers = {
-        "folder": folder.open_folder,
-        "idx": arrays.open_idx,
-        "npz": arrays.open_npz,
-        "tfds": lambda config: tfds.open_tfds(config, cache_dir),
-    }
     try:
-        return openers[data_config.source](data_config)
+        return OPENERS[data_config.source](data_config, cache_dir)
     except MissingData as missing:
         raise MissingData(f"{missing} {how_to_get(data_config)}") from None
 

@@ -7,7 +7,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from edf_jax.models.network import Classifier, Network
 from edf_jax.models.resnet import ResNetFeatures
 from edf_jax.models.vit import ViTFeatures, ViTHead
 
-_NAMES = (
+_NAMES = [
     "ConvNet",
     *(f"ConvNetD{depth}" for depth in range(1, 9)),
     *(f"ConvNetW{width}" for width in (32, 64, 128, 256, 512, 1024)),
@@ -39,7 +39,7 @@ _NAMES = (
     "ResNet18BN_AP",
     *(f"ResNet{depth}{norm}ImageNet" for depth in (18, 34, 50) for norm in ("", "BN")),
     "ViT",
-)
+]
 
 # The values of the field's command lines, by the option that takes them.
 _ALIASES = {
@@ -216,7 +216,7 @@ _RESNET_SUFFIXES = {
     "IMAGENET": ("imagenet_stem", True),
     "AP": ("average_pooling", True),
 }
-_FAMILIES = (
+_FAMILIES = [
     _Family(
         "CONVNET",
         _convnet,
@@ -238,12 +238,35 @@ _FAMILIES = (
         for layers in (18, 34, 50)
     ),
     _Family("VIT", _vit, ("width", "depth"), draw=initialisation.transformer),
-)
+]
+
+
+def register_network(
+    name: str, build: Callable[..., Modules], *, options: Sequence[str] = ()
+) -> None:
+    """Adds a network to the registry; one of that name is replaced.
+
+    Args:
+        name: of letters and digits; it is found in any case.
+        build: makes the body, which maps images to a feature map, and the head, which maps that to
+            logits, of `(image_shape, num_classes, common, **settings)`. `common` holds
+            `convolution` and `dtype`, for every layer that takes them.
+        options: which of `width`, `depth`, `norm`, `activation` and `pooling` it takes as settings.
+
+    Raises:
+        ValueError: the name has other letters.
+    """
+    if not name.isalnum():
+        raise ValueError(f"network name {name!r} must be of letters and digits")
+    added = _Family(_bare(name), build, tuple(options))
+    _FAMILIES[:] = [added, *(family for family in _FAMILIES if family.stem != added.stem)]
+    if name not in _NAMES:
+        _NAMES.append(name)
 
 
 def network_names() -> tuple[str, ...]:
     """The registry's names; a ConvNet's suffixes may also be combined, as in `ConvNetD4W64BN`."""
-    return _NAMES
+    return tuple(_NAMES)
 
 
 def open_options(name: str) -> tuple[str, ...]:

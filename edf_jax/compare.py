@@ -10,10 +10,12 @@ that its memory is its own. Experts are trained once for all cells that can shar
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import logging
 import multiprocessing
 import pathlib
+import runpy
 import shlex
 import signal
 import sys
@@ -68,8 +70,11 @@ def _run(argv: list[str]) -> int:
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
     plan = make_plan(values.config, given_keys(values), names, values.seeds, workdir)
     command = "python -m edf_jax.compare " + shlex.join(argv[1:])
+    config_flag: Any = values["config"]
+    file, _, _ = config_flag.config_filename.partition(":")
+    launch = functools.partial(run_in_child, config_file=file)
     with preemption.listening():
-        rows = compare(plan, workdir, command)
+        rows = compare(plan, workdir, command, launch)
     print(comparison.to_markdown(rows))
     sys.stdout.flush()
     result = {"rows": [row.figures() for row in rows], "workdir": str(workdir)}
@@ -85,7 +90,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def compare(
-    plan: Plan, workdir: pathlib.Path, command: str, launch: Launch | None = None
+    plan: Plan, workdir: pathlib.Path, command: str, launch: Launch
 ) -> list[comparison.Row]:
     """Runs the cells that aren't finished, and writes the tables.
 
@@ -93,7 +98,7 @@ def compare(
         plan: the rows and their cells.
         workdir: where cells and tables go.
         command: what the user typed.
-        launch: runs one cell; in a process of its own where None.
+        launch: runs one cell: `run_cell`, or `run_in_child`.
 
     Returns:
         The table's rows.
@@ -102,7 +107,6 @@ def compare(
         UserError: a cell can't be run.
         Preempted: asked to stop; what is done is kept.
     """
-    launch = launch or run_in_child
     busy = f"another process works on {workdir}: wait for it or give another --workdir"
     with storage.locked(workdir, busy):
         cells = list(plan.cells.values())
@@ -205,15 +209,20 @@ def _peak_device_memory_mb() -> int | None:
     return round(max(known) / 2**20) if known else None
 
 
-def run_in_child(cell: Cell, command: str) -> None:
+def run_in_child(cell: Cell, command: str, *, config_file: str | None = None) -> None:
     """Makes a cell's result in a process of its own.
+
+    Args:
+        cell: which.
+        command: what the user typed.
+        config_file: run there first, for it may add methods, networks or sources of its own.
 
     Raises:
         UserError: the cell told why it can't be run.
         Preempted: this process is asked to stop, and the cell has saved.
     """
     context = multiprocessing.get_context("spawn")
-    child = context.Process(target=_child, args=(cell, command), name=cell.name)
+    child = context.Process(target=_child, args=(cell, command, config_file), name=cell.name)
     child.start()
     asked = False
     while child.is_alive():
@@ -229,11 +238,13 @@ def run_in_child(cell: Cell, command: str) -> None:
         raise UserError(f"{cell.name} ended with status {child.exitcode}: see the line above")
 
 
-def _child(cell: Cell, command: str) -> None:
+def _child(cell: Cell, command: str, config_file: str | None) -> None:
     _die_with_parent()
     console.speak_in_lines()
 
     def run() -> int:
+        if config_file is not None:
+            runpy.run_path(config_file)
         with preemption.listening():
             run_cell(cell, command)
         return 0

@@ -1,0 +1,1 @@
+"""Comparisons with PyTorch on identical work; see docs/benchmarks.md."""

@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from edf_jax import augment, gradcam, losses, matching, parallel, parts
+from edf_jax.errors import UserError
 from edf_jax.models import Network
 
 _LABEL_BATCH = 256
@@ -148,6 +149,12 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
     mesh = parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
     axis = parallel.DATA if config.parallel.data > 1 else None
     batch = min(options.batch_syn, num_images)
+    if network.has_batch_stats and (num_images % batch or axis is not None):
+        raise UserError(
+            f"{network.name} has batch norm, so its student's batches can't be padded or split: "
+            f"take a distill.batch_syn that divides the {num_images} synthetic images (now "
+            f"{options.batch_syn}) and parallel.data=1"
+        )
 
     def student_loss(theta, images, labels, mask):
         logits = network.apply(theta, images, train=True)

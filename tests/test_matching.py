@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import augment, convolution, losses, matching
+from edf_jax import augment, config, convolution, iteration, losses, matching
+from edf_jax.errors import UserError
 from edf_jax.models import build_network
 
 _IMAGES, _CLASSES, _SIDE = 7, 3, 8
@@ -155,3 +156,10 @@ def test_selection_is_a_constant_for_differentiation():
         gradient = jax.grad(matching.matching_loss)(theta, start, target, select)
         expected = 2 * (theta - target) * kept / jnp.sum(kept * (start - target) ** 2)
         np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
+def test_a_student_with_batch_norm_and_a_remainder_is_refused():
+    network = build_network("ConvNetBN", num_classes=3, image_shape=(8, 8, 3), width=4, depth=2)
+    options = config.resolve(config.default_config(**{"distill.batch_syn": 3}))
+    with pytest.raises(UserError, match="distill.batch_syn that divides the 7 synthetic images"):
+        iteration.make_iteration(options, network, 7)

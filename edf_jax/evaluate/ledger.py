@@ -54,5 +54,6 @@ class Ledger:
             found = {**figures, "seconds": seconds, "provenance": self._provenance}
             key = storage.digest_of_record(dict(identity))
             self._entries[key] = found
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_record(self._path, {"entries": self._entries})
         return found

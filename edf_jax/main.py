@@ -66,13 +66,12 @@ def _run(argv: list[str]) -> int:
         return 0
     from edf_jax import devices, preemption
     from edf_jax.run import Run
+    from edf_jax.stages import run_stages
 
     devices.set_up(config.precision, deterministic=config.deterministic)
     run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
     run.check()
     warnings = _check_plan(config, workdir)
-    from edf_jax.stages import run_stages
-
     with preemption.listening(), run:
         for warning in warnings:
             _log.warning("%s", warning)
@@ -88,14 +87,16 @@ def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
     Returns:
         The plan's warnings.
     """
-    from edf_jax import plan
+    from edf_jax import parallel, plan, stages
     from edf_jax.data import describe_dataset
 
+    parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
     data = describe_dataset(config.data)
     if not data.available:
         raise UserError(data.advice)
     planned = plan.make_plan(config, data, workdir)
     plan.check_memory(planned)
+    stages.check_files(config, data)
     return planned.warnings
 
 

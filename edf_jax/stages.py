@@ -9,7 +9,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 
 from edf_jax import preemption, randomness, storage, synthetic, training
 from edf_jax.config import check_against_data, flatten
-from edf_jax.data import Dataset, DatasetInfo, load_dataset
+from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, load_dataset
+from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
 from edf_jax.errors import UserError
 from edf_jax.experts import named_leaves, network_for, on_device, open_experts, train_experts
@@ -57,7 +58,6 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     config, workdir = run.config, run.workdir
     with run.stage("prepare"):
         dataset = prepare(config)
-        _check_files(config, dataset, wanted)
     if last == "prepare":
         return None
     with MetricsWriter(
@@ -258,26 +258,31 @@ def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
     return last if last.step == config.distill.iterations else None
 
 
-def _check_files(config, dataset: Dataset, wanted: Sequence[str]) -> None:
+def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
     """Reads the files that a config names, so that a wrong one is told of before hours of work.
 
     Raises:
         UserError: one can't be read, or doesn't fit the data.
     """
+    if config.experts.dir and pathlib.Path(config.experts.dir).expanduser().is_file():
+        raise UserError(f"experts.dir={config.experts.dir} is a file: give a folder")
     if config.cam.weights:
-        _imported_cam_network(config, dataset.info)
+        _imported_cam_network(config, info)
     if config.teacher.weights:
         from edf_jax.evaluate.teacher import read_teacher, teacher_network
 
-        network = teacher_network(config, dataset.info)
-        read_teacher(pathlib.Path(config.teacher.weights), network)
-    if config.evaluate.distilled and "evaluate" in wanted:
+        read_teacher(pathlib.Path(config.teacher.weights), teacher_network(config, info))
+    if config.evaluate.distilled:
         from edf_jax.evaluate import subjects
 
-        subjects.read(config.evaluate.distilled, dataset.info)
+        # Where the real one is measured on the images, any other shows whether the file is good.
+        normalisation = info.normalisation or IMAGENET
+        subjects.read(
+            config.evaluate.distilled, dataclasses.replace(info, normalisation=normalisation)
+        )
 
 
-def _imported_cam_network(config, info: DatasetInfo) -> CamNetwork:
+def _imported_cam_network(config, info: DatasetInfo | DatasetPlan) -> CamNetwork:
     from edf_jax.models.pretrained import IMAGENET_CLASSES, load_cam_network
 
     of_imagenet = info.imagenet_indices is not None

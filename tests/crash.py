@@ -3,7 +3,7 @@
     python -m tests.crash --kills=20 --seed=0
 
 Every kill is a SIGKILL at a random instant of a stage, the stages in turn. Contents (see
-`tests.tiny.contents`) must be equal, byte for byte.
+`tests.tiny_run.contents`) must be equal, byte for byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests import tiny
+from tests import tiny_run
 
 # The line on standard error by which a stage tells that it is at work.
 _BEGINS = {
@@ -38,9 +38,9 @@ class Sitting:
 
     def __init__(self, workdir: Path):
         self._process = subprocess.Popen(
-            tiny.command(workdir),
-            env=tiny.environment(),
-            cwd=tiny.ROOT,
+            tiny_run.command(workdir),
+            env=tiny_run.environment(),
+            cwd=tiny_run.ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -112,7 +112,7 @@ def crash(kills: int, seed: int, folder: Path, *, tell=print) -> tuple[int, int,
     status = sitting.end()
     if status:
         raise RuntimeError(f"the run left alone ended with {status}:\n{''.join(sitting.lines)}")
-    expected, total = tiny.contents(alone), sitting.seconds
+    expected, total = tiny_run.contents(alone), sitting.seconds
     times = [*(sitting.reached[stage] for stage in _STAGES), total]
     lasts = {stage: times[i + 1] - times[i] for i, stage in enumerate(_STAGES)}
     tell(f"left alone: {total:.1f} s, {len(expected)} contents")
@@ -139,7 +139,7 @@ def crash(kills: int, seed: int, folder: Path, *, tell=print) -> tuple[int, int,
             raise RuntimeError(f"run {run} ended with {status}:\n{''.join(sitting.lines)}")
         resumed += interrupted
         interrupted = False
-        found = tiny.contents(folder / f"run_{run}")
+        found = tiny_run.contents(folder / f"run_{run}")
         wrong = {name for name in expected | found if expected.get(name) != found.get(name)}
         different += len(wrong)
         for name in sorted(wrong):

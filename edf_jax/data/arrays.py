@@ -110,9 +110,12 @@ def open_npz(data_config) -> Source:
             if keys is None:
                 found = ", ".join(archive.files) or "nothing"
                 raise UserError(f"{path} has {found}; expected is {_NPZ_LAYOUT}.")
-            arrays = [archive[key] for key in keys]
+            arrays = [np.asanyarray(archive[key]) for key in keys]
             names = tuple(map(str, archive["class_names"])) if "class_names" in archive else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    # A damaged archive makes zipfile and NumPy raise nearly anything; a claim of terabytes too.
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read as .npz without pickled objects ({error})."
         ) from None

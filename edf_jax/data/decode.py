@@ -46,7 +46,7 @@ def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.nda
     Raises:
         Unreadable: with the reason.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(content, np.ndarray):
         image = Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
@@ -65,6 +65,8 @@ def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.nda
             return _finish(_plain(image), settings), remark
     except Unreadable:
         raise
+    except UnidentifiedImageError:
+        raise Unreadable("no image of a known kind") from None
     # Damaged files make Pillow's plugins raise nearly anything.
     except Exception as error:
         raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None

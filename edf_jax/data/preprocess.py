@@ -84,7 +84,6 @@ def prepare(
     images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
     labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
     record = json.loads(_beside(base, ".json").read_text())
-    _tell(base.name, len(listing), record)
     lost = np.setdiff1d(listing.labels, labels)
     if len(lost):
         first = int(np.argmax(listing.labels == lost[0]))
@@ -93,6 +92,7 @@ def prepare(
             f"{name}: no image of class {class_names[lost[0]]} can be read, for example "
             f"{listing.name(first)} ({why})."
         )
+    _tell(base.name, len(listing), record)
     return Split(images, labels)
 
 

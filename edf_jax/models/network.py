@@ -200,7 +200,10 @@ def _one_image(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
 
 @functools.lru_cache(maxsize=256)
 def _feature_shape(body: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    features, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), _one_image(image_shape))
+    # The key is made within, for outside it would be computed, and its program compiled.
+    features, _ = jax.eval_shape(
+        lambda x: body.init_with_output(jax.random.key(0), x), _one_image(image_shape)
+    )
     return features.shape[1:]
 
 
@@ -226,7 +229,7 @@ def _tables(
                 for path, leaf in flat.items()
             )
 
-    jax.eval_shape(trace, jax.random.key(0), _one_image(image_shape))
+    jax.eval_shape(lambda x: trace(jax.random.key(0), x), _one_image(image_shape))
     return tables["params"], tables["batch_stats"]
 
 

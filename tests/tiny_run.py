@@ -1,0 +1,95 @@
+"""A run of the whole pipeline that takes seconds, as a command, and what it leaves as digests."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_CONFIG = ROOT / "configs" / "cluttered_digits.py"
+_SETTINGS = {
+    "data.resolution": 16,
+    "model.width": 4,
+    "experts.num": 3,
+    "experts.group": 2,
+    "experts.epochs": 4,
+    "experts.batch": 128,
+    "distill.ipc": 1,
+    "distill.iterations": 40,
+    "distill.syn_steps": 3,
+    "distill.current_max_start_epoch": 1,
+    "distill.max_start_epoch": 3,
+    "distill.expansion_end": 20,
+    "distill.eval_every": 15,
+    "distill.save_every": 6,
+    "cam.every": 4,
+    "evaluate.num": 2,
+    "evaluate.epochs": 2,
+    "evaluate.baseline_rates": "0.01,0.03",
+    # Runs beside each other must not take each other's experts.
+    "experts.share": False,
+}
+# Made by the clock, the machine or the place, not by the run.
+_NOT_CONTENT = {
+    "time", "seconds", "provenance", "stages", "peak_memory_mb", "workdir", "command", "digest",
+}
+
+
+def arguments(workdir: Path, **settings: Any) -> list[str]:
+    """The flags of a tiny run; other settings as `distill__iterations=3`."""
+    chosen = {**_SETTINGS, **{name.replace("__", "."): value for name, value in settings.items()}}
+    return [
+        f"--config={_CONFIG}:demo",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in chosen.items()),
+    ]
+
+
+def command(workdir: Path, *flags: str, **settings: Any) -> list[str]:
+    """A tiny run as a process's command."""
+    return [sys.executable, "-m", "edf_jax.main", *arguments(workdir, **settings), *flags]
+
+
+def environment() -> dict[str, str]:
+    """A process's environment in which compiled programs of earlier runs are found."""
+    env = dict(os.environ)
+    env.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    return env
+
+
+def contents(workdir: Path) -> dict[str, str]:
+    """Digests of all contents: arrays, rows and figures, but no times and no containers."""
+    from edf_jax import storage
+    from edf_jax.metrics import read_metrics
+
+    found: dict[str, str] = {}
+    for record in sorted(workdir.glob("**/digests.json")):
+        name = record.parent.relative_to(workdir)
+        for array, values in storage.load_arrays(record.parent).items():
+            found[f"{name}/{array}"] = storage.digest(values)
+        details = storage.load_details(record.parent)
+        found[f"{name} details"] = storage.digest_of_record(_content(details))
+    for path in sorted((workdir / "distilled").glob("*.safetensors")):
+        tensors, metadata = storage.load_tensors(path, "edf_jax distilled set 1")
+        for tensor, values in tensors.items():
+            found[f"{path.name}/{tensor}"] = storage.digest(values)
+        found[f"{path.name} step"] = metadata["step"]
+    for number, row in enumerate(read_metrics(workdir)):
+        found[f"metrics row {number}"] = json.dumps(_content(row), sort_keys=True)
+    for name in ("evaluation.json", "result.json", "experts/store.json"):
+        if (workdir / name).exists():
+            record = json.loads((workdir / name).read_text())
+            found[name] = json.dumps(_content(record), sort_keys=True)
+    return found
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _content(v) for k, v in value.items() if k not in _NOT_CONTENT}
+    return [_content(v) for v in value] if isinstance(value, list) else value

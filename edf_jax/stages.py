@@ -277,9 +277,8 @@ def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
 
         # Where the real one is measured on the images, any other shows whether the file is good.
         normalisation = info.normalisation or IMAGENET
-        subjects.read(
-            config.evaluate.distilled, dataclasses.replace(info, normalisation=normalisation)
-        )
+        normalised: Any = dataclasses.replace(info, normalisation=normalisation)
+        subjects.read(config.evaluate.distilled, normalised)
 
 
 def _imported_cam_network(config, info: DatasetInfo | DatasetPlan) -> CamNetwork:

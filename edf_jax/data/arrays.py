@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pathlib
-import zipfile
 import zlib
 
 import numpy as np

@@ -168,7 +168,7 @@ def _read_npz(path: pathlib.Path, info: DatasetInfo) -> Subject:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except Exception as error:  # A damaged archive makes zipfile and NumPy raise nearly anything.
         raise UserError(f"{path} can't be read: {error}") from error
     if "labels" not in arrays or not {"images", "pixels"} & set(arrays):
         raise UserError(

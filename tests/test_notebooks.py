@@ -75,6 +75,7 @@ def _run(name: str, folder: str, *, small: bool):
         timeout=3600,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": folder}},
     )
     settings = {

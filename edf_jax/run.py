@@ -193,11 +193,7 @@ class Run:
 
     def origin(self) -> dict[str, Any]:
         """Command, versions and hardware, which stand beside every figure."""
-        return {
-            "command": self.command,
-            "versions": {**_versions(), "python": platform.python_version()},
-            "hardware": _hardware(),
-        }
+        return origin(self.command)
 
     def provenance(self) -> dict[str, Any]:
         """The origin, time and memory, for `result.json`."""
@@ -209,6 +205,15 @@ class Run:
             "seconds": round(sum(times.values()), 1),
             "peak_memory_mb": round(_peak_memory_mb()),
         }
+
+
+def origin(command: str) -> dict[str, Any]:
+    """A command, and the versions and hardware that it runs on."""
+    return {
+        "command": command,
+        "versions": {**_versions(), "python": platform.python_version()},
+        "hardware": _hardware(),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -20,24 +20,25 @@ import time
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import processes
+from benchmarks import sizes as work
 
 
 def main() -> None:
     role, name, path = sys.argv[1:]
     folder = pathlib.Path(path)
-    sizes = harness.read_sizes(folder)
+    sizes = work.read_sizes(folder)
     if role == "prepare":
         from benchmarks import problems
 
-        harness.send(**problems.prepare(name, sizes, folder))
+        processes.send(**problems.prepare(name, sizes, folder))
         return
     if sizes.device == "cpu" and hasattr(os, "sched_setaffinity"):
         # Before the framework counts the cores.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: sizes.threads])
     side = importlib.import_module(f"benchmarks.{role}")
     side.set_up(sizes)
-    imports = harness.resident_bytes()
+    imports = processes.resident_bytes()
 
     with np.load(folder / "problem.npz") as problem:
         task = side.TASKS[name](sizes, dict(problem))
@@ -50,25 +51,25 @@ def main() -> None:
     # A run that isn't timed: the results to compare, and the memory it takes.
     gc.collect()
     run = task.ready(0)
-    harness.reset_peak()
+    processes.reset_peak()
     side.reset_peak()
     output = run()
-    peak = side.peak_bytes() or harness.peak_resident_bytes() - imports
+    peak = side.peak_bytes() or processes.peak_resident_bytes() - imports
     np.savez(folder / f"{role}.npz", **task.results(output))
     del run, output
-    harness.send(
+    processes.send(
         first_seconds=first, steps=task.steps, device=side.device_name(), versions=side.versions()
     )
-    for request in harness.requests():
+    for request in processes.requests():
         seconds, cpu = [], 0.0
         for variant in range(request["first"], request["first"] + request["count"]):
-            run = task.ready(variant % harness.VARIANTS)
+            run = task.ready(variant % work.VARIANTS)
             began, cpu_began = time.perf_counter(), time.process_time()
             run()
             seconds.append(time.perf_counter() - began)
             cpu += time.process_time() - cpu_began
             del run
-        harness.send(
+        processes.send(
             seconds=float(np.median(seconds)),
             all_seconds=seconds,
             cpu_seconds=cpu,

@@ -1,6 +1,6 @@
 """Preparing a folder of JPEGs: ours against PyTorch's loader with Pillow, two workers each.
 
-    python benchmarks/data.py --images=10000
+    python -m benchmarks.data --images=10000
 
 Both decode the same 256x256 JPEGs with Pillow and shrink them to 128x128 (antialiased bilinear).
 Ours runs threads, writes the result to disk with checksums and reads it back; the other runs
@@ -26,6 +26,9 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+
+from benchmarks.harness import print_bench
+from benchmarks.processes import ROOT, alternate
 
 CLASSES = 10
 SIDE = 256
@@ -139,19 +142,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder) / "images"
         write_images(root, arguments.images)
-        results = {"ours": [], "pytorch": []}
         print(f"{arguments.images} JPEGs of {SIDE}x{SIDE} to {RESOLUTION}x{RESOLUTION}")
         print(f"{WORKERS} workers, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        for repeat in range(arguments.repeats):
-            for which in results:
-                command = [sys.executable, __file__, f"--child={which}", f"--root={root}"]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                results[which].append(json.loads(output.stdout.splitlines()[-1]))
-            row = "  ".join(
-                f"{which} {rows[-1]['seconds']:6.2f} s, {rows[-1]['cpu']:6.2f} s of CPU"
-                for which, rows in results.items()
+
+        def run(which: str, _: int) -> dict:
+            command = [sys.executable, "-m", "benchmarks.data", f"--child={which}"]
+            output = subprocess.run(
+                [*command, f"--root={root}"],
+                check=True,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
             )
-            print(f"run {repeat + 1}:  {row}", flush=True)
+            return json.loads(output.stdout.splitlines()[-1])
+
+        results = alternate(("ours", "pytorch"), arguments.repeats, run)
     assert len({r["pixels"] for rows in results.values() for r in rows}) == 1, "pixels differ"
     ours_seconds, other_seconds, ours_cpu, other_cpu = (
         statistics.median(row[what] for row in results[which])
@@ -168,7 +173,7 @@ def main() -> None:
         "cpu_ratio": round(other_cpu / ours_cpu, 3),
         "ours_peak_mib": round(max(r["peak_mib"] for r in results["ours"])),
     }
-    print("BENCH " + json.dumps(summary))
+    print_bench(summary)
 
 
 if __name__ == "__main__":

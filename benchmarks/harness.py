@@ -1,4 +1,4 @@
-"""What the benchmarks share: sizes, child processes in turn, memory, the table and `BENCH {json}`.
+"""What the benchmarks share: both frameworks in turn, the table and the line `BENCH {json}`.
 
 Each framework runs in a process of its own (`benchmarks.child`), so that neither's threads, memory
 or imports touch the other's. The processes are asked in turn and never at once. This module imports
@@ -7,252 +7,23 @@ neither framework.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ctypes
 import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-OURS, PYTORCH = "ours", "pytorch"
-# Different draws of the same work; runs go round them.
-VARIANTS = 4
-CLASSES = 10
-# The rate of students and evaluated networks; mean and deviation of pixels.
-ALPHA = 0.01
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_REPLY = "REPLY "
+from benchmarks.processes import Child, alternate
+from benchmarks.sizes import OURS, PYTORCH, Sizes, parse_sizes, write_sizes
+
 _MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How much work one run is; every benchmark reads what concerns it.
-
-    Attributes:
-        preset: the name of the preset they come from.
-        width: channels of the ConvNet.
-        depth: its blocks.
-        resolution: side of the images.
-        ipc: synthetic images per class, of ten classes.
-        batch: images in a batch.
-        syn_steps: N, the student's steps.
-        networks: trajectories matched at once, experts or evaluated networks.
-        epochs: of evaluation.
-        images: real images, of experts and of the test in evaluation.
-        drop: CPD's share.
-        cam: the network of class activation maps.
-        method: how those are made.
-        convolution: ours, as `config.model.convolution`.
-        precision: float32, tf32 or bfloat16.
-        pytorch_precision: the same for PyTorch; bfloat16 is its autocast.
-        rounds: how often the two are asked in turn.
-        repeats: timed runs in a round.
-        device: cpu, gpu or auto, the one that JAX finds.
-        threads: processor cores for each on a CPU.
-        memory_gib: what PyTorch's graph may take; 0 is what is free.
-    """
-
-    preset: str = "cpu-small"
-    width: int = 32
-    depth: int = 3
-    resolution: int = 32
-    ipc: int = 10
-    batch: int = 100
-    syn_steps: int = 20
-    networks: int = 1
-    epochs: int = 40
-    images: int = 1024
-    drop: float = 0.25
-    cam: str = "ConvNet"
-    method: str = "grad_cam"
-    convolution: str = "auto"
-    precision: str = "float32"
-    pytorch_precision: str = "float32"
-    rounds: int = 5
-    repeats: int = 1
-    device: str = "auto"
-    threads: int = 2
-    memory_gib: float = 0.0
-
-    @property
-    def num_images(self) -> int:
-        """n, the synthetic images."""
-        return CLASSES * self.ipc
-
-
-_LARGE = {"width": 128, "depth": 5, "resolution": 128, "cam": "ResNet18BNImageNet", "repeats": 3}
-PRESETS: dict[str, dict[str, Any]] = {
-    "cpu-small": {},
-    "cpu": {"width": 128},
-    "imagenette-ipc10": {**_LARGE, "syn_steps": 40, "images": 2560},
-    "imagenette-ipc50": {
-        **_LARGE, "ipc": 50, "syn_steps": 80, "batch": 128, "drop": 0.375, "images": 2560,
-    },
-}
-_CHOICES = {
-    "precision": ("float32", "tf32", "bfloat16"),
-    "pytorch_precision": ("float32", "tf32", "bfloat16"),
-    "device": ("auto", "cpu", "gpu"),
-    "convolution": ("auto", "platform", "matmul"),
-    "cam": ("ConvNet", "ResNet18BNImageNet"),
-    "method": ("grad_cam", "smooth_grad_cam_pp"),
-}
-
-
-def parse_sizes(
-    description: str, defaults: Mapping[str, Any], argv: Sequence[str] | None = None
-) -> tuple[Sizes, argparse.Namespace]:
-    """Sizes by flags over a preset; and the parsed flags, for `--only`.
-
-    Args:
-        description: of the benchmark, for `--help`.
-        defaults: the benchmark's own, over its preset's.
-        argv: the flags; the process's own where None.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", choices=PRESETS, default="cpu-small")
-    parser.add_argument("--only", choices=(OURS, PYTORCH), help="run one of the two")
-    for field in dataclasses.fields(Sizes):
-        if field.name != "preset":
-            parser.add_argument(
-                f"--{field.name}",
-                type=type(field.default),
-                choices=_CHOICES.get(field.name),
-                help=f"default {field.default}, or the preset's",
-            )
-    flags = parser.parse_args(argv)
-    given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Sizes)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if "precision" in given:
-        given.setdefault("pytorch_precision", given["precision"])
-    return Sizes(**{**PRESETS[flags.preset], **defaults, **given}), flags
-
-
-class Child:
-    """A process that works on request.
-
-    It is asked by a line of JSON on its standard input and replies by one on its standard output;
-    it ends when the input does.
-    """
-
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None):
-        """Starts `python -m benchmarks.child` with `arguments`."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.child", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._name = arguments[0]
-
-    def reply(self) -> dict[str, Any]:
-        """Waits for the next reply."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(_REPLY):
-                return json.loads(line[len(_REPLY) :])
-        raise SystemExit(f"the {self._name} process ended with status {self._process.wait()}")
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and waits for its reply."""
-        assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self.reply()
-
-    def close(self) -> None:
-        """Lets the process end and waits for it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def send(**reply: Any) -> None:
-    """A child's reply."""
-    print(_REPLY + json.dumps(reply), flush=True)
-
-
-def requests() -> Iterator[dict[str, Any]]:
-    """A child's requests, until there are no more."""
-    for line in sys.stdin:
-        yield json.loads(line)
-
-
-def resident_bytes() -> int:
-    """What this process holds in memory now."""
-    return _status("VmRSS") or _highest()
-
-
-def peak_resident_bytes() -> int:
-    """The most that it has held, since `reset_peak` where the system can."""
-    return _status("VmHWM") or _highest()
-
-
-def reset_peak() -> None:
-    """Gives freed memory back to the system and starts the peak anew, on Linux."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping."""
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _status(field: str) -> int:
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _highest() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def alternate(
-    names: Sequence[str], rounds: int, run: Callable[[str, int], dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
-    """Runs each in turn, in the other order every second round.
-
-    Args:
-        names: of what is compared.
-        rounds: how often.
-        run: `(name, round) -> row`, with `seconds` among its entries.
-
-    Returns:
-        The rows of each.
-    """
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for index in range(rounds):
-        for name in names if index % 2 == 0 else tuple(reversed(names)):
-            rows[name].append(run(name, index))
-        latest = "  ".join(f"{name} {found[-1]['seconds']:.4g} s" for name, found in rows.items())
-        print(f"round {index + 1}: {latest}", flush=True)
-    return rows
 
 
 def print_bench(record: Mapping[str, Any]) -> None:
@@ -341,16 +112,6 @@ def _environment(sizes: Sizes) -> dict[str, str]:
     if sizes.device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
     return environment
-
-
-def write_sizes(sizes: Sizes, folder: pathlib.Path) -> None:
-    """Leaves the sizes for the children."""
-    (folder / "sizes.json").write_text(json.dumps(dataclasses.asdict(sizes)))
-
-
-def read_sizes(folder: pathlib.Path) -> Sizes:
-    """The sizes that the parent left."""
-    return Sizes(**json.loads((folder / "sizes.json").read_text()))
 
 
 def _differences(folder: pathlib.Path, started) -> dict[str, float]:
@@ -448,7 +209,7 @@ def _print_table(record: Mapping[str, Any], sizes: Sizes) -> None:
         print(f"{title:32}{text}{'' if last is None else format(last, '.3f'):>10}")
     ours, theirs = (record.get(f"{which}_steps") for which in (OURS, PYTORCH))
     if theirs and ours and theirs < ours:
-        print(f"PyTorch's graph fits {theirs} of {ours} steps: its time is scaled by {ours}/{theirs}")
+        print(f"PyTorch's graph fits {theirs} of {ours} steps; its time is scaled to {ours}")
     if record["differences"]:
         told = ", ".join(f"{name} {value:.1e}" for name, value in record["differences"].items())
         print(f"relative differences of results: {told}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import problems
-from benchmarks.harness import ALPHA, CLASSES, MEAN, STD, Sizes
+from benchmarks.sizes import ALPHA, CLASSES, MEAN, STD, Sizes
 from edf_jax import devices, experts, iteration, training
 from edf_jax.data import Normalisation
 from edf_jax.evaluate import Evaluator
@@ -131,7 +131,7 @@ class Evaluation:
 
     def __init__(self, sizes: Sizes, problem: dict[str, np.ndarray]):
         self._problem, self._network = problem, problems.convnet(sizes)
-        self._rates = np.full(sizes.networks, ALPHA, np.float32)
+        self._rates = jnp.full(sizes.networks, ALPHA)
         self._evaluator = Evaluator(
             self._network,
             jnp.asarray(problem["real_images"]),
@@ -142,10 +142,11 @@ class Evaluation:
         )
 
     def ready(self, variant: int) -> Callable[[], Any]:
-        problem, key = self._problem, problems.key_of(variant)
+        images, labels = (jnp.asarray(self._problem[name]) for name in ("images", "labels"))
+        key = problems.key_of(variant)
 
         def run():
-            states = self._evaluator.train(problem["images"], problem["labels"], self._rates, key)
+            states = self._evaluator.train(images, labels, self._rates, key)
             return jax.block_until_ready(states), self._evaluator.test(states)
 
         return run

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import CLASSES, VARIANTS, Sizes
+from benchmarks.sizes import CLASSES, VARIANTS, Sizes
 from edf_jax import augment, costs, devices, matching, schema
 from edf_jax.convolution import choose_convolution
 from edf_jax.models import Network, build_network, torch_layout
@@ -91,7 +91,7 @@ def prepare(name: str, sizes: Sizes, folder: pathlib.Path) -> dict[str, Any]:
     device = "cpu" if jax.default_backend() == "cpu" else "gpu"
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         arrays, stage, forward, passes = _PREPARE[name](sizes)
-    np.savez(folder / "problem.npz", **{k: np.asarray(v) for k, v in arrays.items()})
+    np.savez(folder / "problem.npz", **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
     return {"device": device, "stage": stage, "forward": forward, "work": forward * passes}
 
 
@@ -136,7 +136,7 @@ def _draws(keys: jax.Array, batch: int, strategy: str) -> tuple[jax.Array, jax.A
 def _both_layouts(network: Network, name: str, thetas: np.ndarray) -> dict[str, np.ndarray]:
     """Vectors `[..., P]` in our layout, and in PyTorch's."""
     flat = thetas.reshape(-1, thetas.shape[-1])
-    theirs = np.stack([torch_layout.to_torch_flat(network, theta) for theta in flat])
+    theirs = np.stack([torch_layout.to_torch_flat(network, jnp.asarray(theta)) for theta in flat])
     return {name: thetas, f"{name}_torch": theirs.reshape(thetas.shape)}
 
 

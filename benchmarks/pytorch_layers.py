@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Of DSA in students and evaluation: the largest shift over the side.
+STUDENT_CROP = 0.25
+
 
 class ConvNet(nn.Module):
     """Blocks of 3x3 convolution, instance norm, ReLU and 2x2 average pooling; a linear layer."""

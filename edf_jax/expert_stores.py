@@ -44,6 +44,8 @@ def find_store(
         store = TrajectoryStore(folder)
         if not _holds_experts(store):
             store = TrajectoryStore(folder / storage.digest_of_record(dict(settings)))
+        if not is_imported(store):
+            store.check(settings)
         _log.info("experts: %s", store.folder)
         return store
     own = TrajectoryStore(workdir / "experts")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 # A loading that takes less shows no bar.
-_SECONDS_UNTOLD = 2.0
+_SECONDS_UNTOLD = 5.0
 STAGES = ("prepare", "teacher", "experts", "distill", "evaluate", "report")
 
 

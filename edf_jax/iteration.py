@@ -129,7 +129,7 @@ def snapshot_labels(network: Network, theta: jax.Array, images: jax.Array) -> ja
         theta: `[P]`.
         images: `[n, H, W, C]`, normalised.
     """
-    cuts = range(_LABEL_BATCH, len(images), _LABEL_BATCH)
+    cuts = list(range(_LABEL_BATCH, len(images), _LABEL_BATCH))
     chunks = [network.apply(theta, chunk, train=True) for chunk in jnp.split(images, cuts)]
     return lax.stop_gradient(jnp.concatenate(chunks))
 

@@ -1,93 +1,168 @@
-"""A run of the whole pipeline that takes seconds, as a command, and what it leaves as digests."""
+"""Small problems that tests of the loops share: a config, made-up images, made-up experts."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+import dataclasses
+import logging
+import pathlib
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-_CONFIG = ROOT / "configs" / "cluttered_digits.py"
-_SETTINGS = {
-    "data.resolution": 16,
-    "model.width": 4,
+import jax
+import numpy as np
+
+from edf_jax.config import default_config, resolve
+from edf_jax.convolution import choose_convolution
+from edf_jax.data import Dataset, DatasetInfo, Normalisation, Split
+from edf_jax.metrics import MetricsWriter, read_metrics
+from edf_jax.models import Network, build_network
+from edf_jax.synthetic import DistilledSet, hard_labels
+from edf_jax.trajectories import TrajectoryStore
+
+SIDE, CLASSES, WIDTH = 8, 3, 4
+_VALUES: dict[str, Any] = {
+    "data.resolution": SIDE,
+    "model.width": WIDTH,
+    "model.depth": 1,
     "experts.num": 3,
-    "experts.group": 2,
     "experts.epochs": 4,
-    "experts.batch": 128,
-    "distill.ipc": 1,
-    "distill.iterations": 40,
+    "experts.batch": 16,
+    "experts.lr": 0.1,
+    "distill.ipc": 2,
+    "distill.iterations": 6,
     "distill.syn_steps": 3,
+    "distill.batch_syn": 4,
+    "distill.expert_epochs": 2,
     "distill.current_max_start_epoch": 1,
     "distill.max_start_epoch": 3,
-    "distill.expansion_end": 20,
-    "distill.eval_every": 15,
-    "distill.save_every": 6,
-    "cam.every": 4,
+    "distill.expansion_end": 4,
+    "distill.lr_img": 10.0,
+    "distill.lr_y": 1.0,
+    "distill.lr_lr": 1e-4,
+    "distill.lr_teacher": 0.05,
+    "distill.threshold": 50.0,
+    "distill.eval_every": 3,
+    "distill.save_every": 2,
+    "cam.every": 2,
     "evaluate.num": 2,
     "evaluate.epochs": 2,
-    "evaluate.baseline_rates": "0.01,0.03",
+    "evaluate.baseline_rates": "0.01",
+    "log.tensorboard": False,
 }
-# Made by the clock, the machine or the place, not by the run.
-_NOT_CONTENT = {
-    "time", "seconds", "provenance", "stages", "peak_memory_mb", "workdir", "command", "digest",
-}
+_NORMALISATION = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+_NAMES = tuple("abcdefghij"[:CLASSES])
 
 
-def arguments(workdir: Path, **settings: Any) -> list[str]:
-    """The flags of a tiny run; other settings as `distill__iterations=3`."""
-    chosen = {**_SETTINGS, **{name.replace("__", "."): value for name, value in settings.items()}}
+def config(method: str = "edf", **values: Any):
+    """A resolved config of a run that takes seconds; a method's own numbers stand."""
+    from edf_jax.config import set_keys, use_method
+
+    made = default_config(**_VALUES)
+    use_method(made, method)
+    set_keys(made, values)
+    return resolve(made)
+
+
+def network() -> Network:
+    """What `config` names, for the images here."""
+    return build_network(
+        "ConvNet",
+        num_classes=CLASSES,
+        image_shape=(SIDE, SIDE, 3),
+        width=WIDTH,
+        depth=1,
+        convolution=choose_convolution("auto"),
+    )
+
+
+def dataset(seed: int = 0, train: int = 40, test: int = 12) -> Dataset:
+    """Images whose mean brightness tells the class, under noise."""
+    rng = np.random.default_rng(seed)
+
+    def split(count: int) -> Split:
+        labels = (np.arange(count) % CLASSES).astype(np.int32)
+        centres = 70 + 50 * labels[:, None, None, None]
+        images = centres + rng.normal(0, 40, (count, SIDE, SIDE, 3))
+        return Split(images.clip(0, 255).astype(np.uint8), labels)
+
+    info = DatasetInfo("shades", _NAMES, (SIDE, SIDE, 3), _NORMALISATION, None, f"shades {seed}")
+    return Dataset(split(train), split(test), info)
+
+
+def initial_set(seed: int = 0, ipc: int = 2) -> DistilledSet:
+    """A set to start from, with soft labels."""
+    rng = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(CLASSES), ipc)
+    labels = 2 * np.eye(CLASSES)[classes] + rng.normal(0, 0.3, (len(classes), CLASSES))
+    images = rng.standard_normal((len(classes), SIDE, SIDE, 3))
+    return DistilledSet(
+        images.astype(np.float32), labels.astype(np.float32), 0.05, _NAMES, _NORMALISATION
+    )
+
+
+def with_hard_labels(initial: DistilledSet) -> DistilledSet:
+    """The same images with one-hot labels."""
+    return dataclasses.replace(initial, labels=hard_labels(initial.classes, CLASSES))
+
+
+def made_up_experts(folder: pathlib.Path, *, num: int = 3, epochs: int = 4) -> TrajectoryStore:
+    """A store of experts that walk at random from their initialisations."""
+    rng = np.random.default_rng(0)
+    keys = jax.random.split(jax.random.key(0), num)
+    theta = np.stack([np.asarray(network().init(key)[0]) for key in keys])
+    store = TrajectoryStore(folder)
+    store.create({"settings": {}, "num_experts": num, "group_size": num})
+    for epoch in range(epochs + 1):
+        store.write(0, epoch, theta, {}, {"test_accuracy": [50.0] * num, "loss": [1.0] * num})
+        theta = (theta + 0.01 * rng.standard_normal(theta.shape)).astype(np.float32)
+    return store
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Stands for an evaluation's result."""
+
+    mean: float
+    std: float = 0.0
+    values: tuple[float, ...] = (0.0,)
+    num_images: int = 1
+
+
+def evaluate(distilled: DistilledSet, iteration: int) -> Accuracy:
+    """A number that only the images decide."""
+    del iteration
+    return Accuracy(float(np.abs(distilled.images).mean()))
+
+
+def rows(workdir: pathlib.Path, stage: str | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what depends on the clock."""
     return [
-        f"--config={_CONFIG}:demo",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in chosen.items()),
+        {k: v for k, v in row.items() if k not in ("time", "check")}
+        for row in read_metrics(workdir, stage)
     ]
 
 
-def command(workdir: Path, *flags: str, **settings: Any) -> list[str]:
-    """A tiny run as a process's command."""
-    return [sys.executable, "-m", "edf_jax.main", *arguments(workdir, **settings), *flags]
+def run_distillation(
+    configured, workdir: pathlib.Path, store: TrajectoryStore, *, initial=None, cam=None, on=None
+):
+    """Runs or continues `distill` in a folder; returns the last set.
+
+    `on` stands for the evaluation, `cam` for the network of the maps.
+    """
+    from edf_jax.distill import distill
+
+    with MetricsWriter(workdir, tensorboard=configured.log.tensorboard) as metrics:
+        return distill(
+            configured,
+            network(),
+            initial or initial_set(),
+            store,
+            cam,
+            on or evaluate,
+            metrics,
+            workdir,
+        )
 
 
-def environment() -> dict[str, str]:
-    """A process's environment in which compiled programs of earlier runs are found."""
-    env = dict(os.environ)
-    env.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
-    return env
-
-
-def contents(workdir: Path) -> dict[str, str]:
-    """Digests of all contents: arrays, rows and figures, but no times and no containers."""
-    from edf_jax import storage
-    from edf_jax.metrics import read_metrics
-
-    found: dict[str, str] = {}
-    for record in sorted(workdir.glob("**/digests.json")):
-        name = record.parent.relative_to(workdir)
-        for array, values in storage.load_arrays(record.parent).items():
-            found[f"{name}/{array}"] = storage.digest(values)
-        details = storage.load_details(record.parent)
-        found[f"{name} details"] = storage.digest_of_record(_content(details))
-    for path in sorted((workdir / "distilled").glob("*.safetensors")):
-        tensors, metadata = storage.load_tensors(path, "edf_jax distilled set 1")
-        for tensor, values in tensors.items():
-            found[f"{path.name}/{tensor}"] = storage.digest(values)
-        found[f"{path.name} step"] = metadata["step"]
-    for number, row in enumerate(read_metrics(workdir)):
-        found[f"metrics row {number}"] = json.dumps(_content(row), sort_keys=True)
-    for name in ("evaluation.json", "result.json", "experts/store.json"):
-        if (workdir / name).exists():
-            record = json.loads((workdir / name).read_text())
-            found[name] = json.dumps(_content(record), sort_keys=True)
-    return found
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _content(v) for k, v in value.items() if k not in _NOT_CONTENT}
-    return [_content(v) for v in value] if isinstance(value, list) else value
+def messages(caplog, level: int = logging.WARNING) -> list[str]:
+    """What was logged at a level or above."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]

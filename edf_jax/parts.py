@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from edf_jax import difficulty, matching
+from edf_jax import matching, schedules
 
 
 def start_epoch_bound(iteration: int, first: int, last: int, expansion_end: int) -> int:
@@ -73,7 +73,7 @@ LABELS = {
 THROUGH_STEPS = {"exact": True, "tesla": False}
 
 # `experts.schedule`: zero-based epoch -> the share of each class, by difficulty, that it shows.
-EXPERT_SCHEDULES: dict[str, Callable[[int], difficulty.Share]] = {
-    "all": lambda epoch: difficulty.EVERYTHING,
-    "pad": difficulty.pad_share,
+EXPERT_SCHEDULES: dict[str, Callable[[int], schedules.Share]] = {
+    "all": lambda epoch: schedules.EVERYTHING,
+    "pad": schedules.pad_share,
 }

@@ -23,8 +23,8 @@ from edf_jax.evaluate.plain import Evaluator
 from edf_jax.evaluate.subjects import Subject
 from edf_jax.evaluate.teacher import Teacher
 from edf_jax.evaluate.trials import OnEpochs, Trials
-from edf_jax.experts import on_device
 from edf_jax.models import Network, open_options
+from edf_jax.streaming import Images, place
 
 _log = logging.getLogger(__name__)
 # Real training images that choose a rate, at most.
@@ -104,7 +104,9 @@ class Bench:
         self._real_networks = real_networks
         self._evaluators: dict[tuple, Trials] = {}
         self._baselines: dict[tuple[str, int], Subject] = {}
-        self._test, self._prepare = on_device(dataset.test.images, dataset.info.normalisation)
+        self._test, self._prepare = place(
+            dataset.test.images, dataset.info.normalisation, config.data.on_device
+        )
         self._test_labels = jnp.asarray(dataset.test.labels)
 
     @property
@@ -267,7 +269,7 @@ class Bench:
         if not len(held_out):
             return rates[0], "the first, since no training images are left to choose on"
         train = self.dataset.train
-        images, _ = on_device(train.images[held_out], self.dataset.info.normalisation)
+        images, _ = place(train.images[held_out], self.dataset.info.normalisation, "yes")
         rate = search_rate(
             evaluator,
             trial.subject,
@@ -348,7 +350,11 @@ class Bench:
         """Features `[N, F]` of all training images, and whose they are."""
         source = self._source
         theta, batch_stats = source.snapshot(0)
-        images, prepare = on_device(self.dataset.train.images, self.dataset.info.normalisation)
+        images, prepare = place(
+            self.dataset.train.images,
+            self.dataset.info.normalisation,
+            self.config.data.on_device,
+        )
 
         @jax.jit
         def features(theta, batch_stats, images):
@@ -387,7 +393,7 @@ def search_rate(
     subject: Subject,
     rates: Sequence[float],
     key: jax.Array,
-    images: jax.Array,
+    images: Images,
     labels: jax.Array,
     on_epochs: OnEpochs | None = None,
 ) -> float:

@@ -16,6 +16,7 @@ from edf_jax import augment, losses, training
 from edf_jax.evaluate.statistics import Accuracies
 from edf_jax.evaluate.trials import Trials
 from edf_jax.models import Network
+from edf_jax.streaming import Images
 
 __all__ = ["Accuracies", "Evaluator", "schedule"]
 
@@ -38,7 +39,7 @@ class Evaluator(Trials):
     def __init__(
         self,
         network: Network,
-        test_images: jax.Array,
+        test_images: Images,
         test_labels: jax.Array,
         prepare: training.Prepare,
         *,

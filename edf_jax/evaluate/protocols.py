@@ -18,6 +18,7 @@ from edf_jax.evaluate import fkd, views
 from edf_jax.evaluate.teacher import Teacher
 from edf_jax.evaluate.trials import Trials
 from edf_jax.models import Network
+from edf_jax.streaming import Images
 
 TEMPERATURE = 20.0
 WEIGHT_DECAY = 0.01
@@ -74,7 +75,7 @@ class RdedEvaluator(Trials):
         self,
         network: Network,
         teacher: Teacher,
-        test_images: jax.Array,
+        test_images: Images,
         test_labels: jax.Array,
         prepare: training.Prepare,
         *,
@@ -126,7 +127,7 @@ class Sre2lEvaluator(Trials):
     def __init__(
         self,
         network: Network,
-        test_images: jax.Array,
+        test_images: Images,
         test_labels: jax.Array,
         prepare: training.Prepare,
         *,

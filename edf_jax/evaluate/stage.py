@@ -24,9 +24,10 @@ from edf_jax.evaluate.statistics import Accuracies
 from edf_jax.evaluate.subjects import Subject
 from edf_jax.evaluate.teacher import Teacher, get_teacher
 from edf_jax.evaluate.trials import OnEpochs
-from edf_jax.experts import expert_recipe, network_for, on_device
+from edf_jax.experts import expert_recipe, network_for
 from edf_jax.models import Network
 from edf_jax.progress import Progress
+from edf_jax.streaming import make_accuracy, make_epoch, place
 from edf_jax.synthetic import DistilledSet
 
 
@@ -39,7 +40,9 @@ def make_evaluator(config, dataset: Dataset, *, epochs: int) -> Evaluator:
         epochs: E_eval.
     """
     options = config.evaluate
-    images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
+    images, prepare = place(
+        dataset.test.images, dataset.info.normalisation, config.data.on_device
+    )
     return Evaluator(
         network_for(config, dataset.info),
         images,
@@ -286,10 +289,12 @@ def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
     For `evaluate.full_epochs` epochs.
     """
     options = config.evaluate
-    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
-    test_images, _ = on_device(dataset.test.images, dataset.info.normalisation)
-    labels, test_labels = jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)
+    choice, workers = config.data.on_device, config.data.workers
+    images, prepare = place(dataset.train.images, dataset.info.normalisation, choice)
+    test_images, _ = place(dataset.test.images, dataset.info.normalisation, choice)
     recipe = expert_recipe(config, network, prepare)
+    train = make_epoch(recipe, images, dataset.train.labels, workers=workers)
+    accuracy = make_accuracy(network, prepare, workers=workers)
     keys = jax.random.split(randomness.stream(config.seed, "full data"), options.num)
 
     @jax.jit
@@ -298,31 +303,16 @@ def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
         return jax.vmap(lambda key: training.initial_state(recipe, key))(first)
 
     @jax.jit
-    def epoch(states, keys, index, images, labels):
-        this = training.Epochs(index[None], jnp.full(1, config.experts.lr), jnp.zeros(1, bool))
-
-        def one(state, key):
-            key = jax.random.fold_in(key, 1)
-            state, loss = training.train_epochs(recipe, state, images, labels, this, key)
-            return state, loss[0]
-
-        return training.for_each_network(one)(states, keys)
-
-    @jax.jit
-    def test(states, images, labels):
-        return training.for_each_network(
-            lambda state: training.accuracy(
-                network, state.theta, state.batch_stats, images, labels, prepare
-            )
-        )(states)
+    def epoch_keys(keys, index):
+        return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 1), index))(keys)
 
     states = start(keys)
     with Progress("full data", options.full_epochs, "epoch") as bar:
         for index in range(options.full_epochs):
-            states, loss = epoch(states, keys, jnp.int32(index), images, labels)
+            states, loss = train(states, epoch_keys(keys, index), config.experts.lr)
             bar.update(loss=float(jnp.mean(loss)))
             preemption.stop_if_asked()
-    right = test(states, test_images, test_labels) * 100
+    right = accuracy(states, test_images, dataset.test.labels) * 100
     return Accuracies(tuple(float(x) for x in right), len(dataset.test.labels))
 
 

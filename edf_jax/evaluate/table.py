@@ -11,6 +11,7 @@ as soon as it is there, and the same command continues.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import pathlib
@@ -50,7 +51,7 @@ Evaluates sets of images by each protocol on each network, and writes the table.
                          (default runs/compare-<config>-<variant>[-<hash>], which edf_jax.compare
                          shares)
 
-Writes protocols.md, protocols.csv and protocols.json there, and ends in one line: RESULT {{json}}."""
+Writes protocols.md, .csv and .json there, and ends in one line: RESULT {{json}}."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +79,9 @@ def _run(argv: list[str]) -> int:
         )
     print(to_markdown(table))
     sys.stdout.flush()
-    print("RESULT " + json.dumps({"rows": table["rows"], "workdir": str(workdir)}), flush=True)
+    shown = ("set", "protocol", "network", "mean", "std", "interval", "num_eval")
+    rows = [{name: row[name] for name in shown} for row in table["rows"]]
+    print("RESULT " + json.dumps({"rows": rows, "workdir": str(workdir)}), flush=True)
     return 0
 
 
@@ -188,11 +191,12 @@ def _measure(
     from edf_jax.stages import prepare, real_networks
 
     dataset = prepare(config)
-    experts = None
+    experts, full = None, None
     if cells:
         cell = next(iter(cells.values()))
         store = open_experts(cell.config, dataset, cell.workdir)
         experts = real_networks(cell.config, dataset, store)
+        full = _full_data(cell.config, store, len(dataset.test.labels))
     bench = Bench(
         config,
         dataset,
@@ -225,24 +229,30 @@ def _measure(
             preemption.stop_if_asked()
 
         for name, trial in trials:
-            figures = ledger.need(
-                bench.identity(trial), lambda trial=trial: bench.run(trial, on_epochs)
-            )
-            label = bench.label(trial.network)
-            rows.append(
-                {"set": name, "protocol": trial.protocol, "network": label}
-                | ({"note": trial.subject.note} if trial.subject.note else {})
-                | figures
-            )
+            make = functools.partial(bench.run, trial, on_epochs)
+            where = {"set": name, "protocol": trial.protocol, "network": bench.label(trial.network)}
+            note = {"note": trial.subject.note} if trial.subject.note else {}
+            rows.append(where | note | ledger.need(bench.identity(trial), make))
     taught = [protocol for protocol in protocols if protocol != "plain"]
     return {
         "data": dataset.info.name,
         "ipc": config.distill.ipc,
         "num_test_images": len(dataset.test.labels),
+        "full": full,
         "teacher": bench.teacher.record() if taught else None,
         **provenance,
         "rows": rows,
     }
+
+
+def _full_data(config, store, num_images: int) -> dict[str, Any]:
+    """The figures of the experts after their last epoch."""
+    from edf_jax.evaluate.statistics import Accuracies
+
+    groups = range(-(-config.experts.num // store.group_size))
+    found = [store.details(group, config.experts.epochs)["test_accuracy"] for group in groups]
+    values = tuple(value for group in found for value in group)[: config.experts.num]
+    return Accuracies(values, num_images).figures()
 
 
 def to_markdown(table: Mapping[str, Any]) -> str:
@@ -274,6 +284,11 @@ def _notes(table: Mapping[str, Any]) -> str:
         f"{table['num_test_images']} images, mean ± deviation over {networks} networks, in "
         "brackets the 95% interval of the mean (Student's t)."
     ]
+    if table["full"]:
+        full = table["full"]
+        notes.append(
+            f"All real data, by the experts ({full['num_eval']} networks): {_text(full)}."
+        )
     if table["teacher"]:
         teacher = table["teacher"]
         notes.append(
@@ -296,8 +311,8 @@ def _notes(table: Mapping[str, Any]) -> str:
 
 def to_csv(table: Mapping[str, Any]) -> str:
     """A line per figure."""
-    columns = ("set", "protocol", "network", "mean", "std", "low", "high", "num_eval")
-    columns += ("num_images", "rate", "rate_from", "seconds")
+    measured = ("mean", "std", "low", "high", "num_eval", "num_images")
+    columns = ("set", "protocol", "network", *measured, "rate", "rate_from", "seconds")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

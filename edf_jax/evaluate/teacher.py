@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import losses, preemption, randomness, storage, training
+from edf_jax import losses, preemption, randomness, storage, streaming, training
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
 from edf_jax.errors import UserError
 from edf_jax.evaluate import views
 from edf_jax.evaluate.networks import find_network
-from edf_jax.experts import on_device
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network, torch_layout
 from edf_jax.progress import Progress
@@ -118,7 +117,7 @@ def get_teacher(
     if config.teacher.weights:
         path = pathlib.Path(config.teacher.weights)
         theta, batch_stats, _ = read_teacher(path, network)
-        accuracy = _accuracy(network, theta, batch_stats, dataset)
+        accuracy = _accuracy(config, network, theta, batch_stats, dataset)
         name = f"{network.name} imported from {path.name}"
         return Teacher(network, theta, batch_stats, name, _digest(theta, batch_stats), accuracy)
     wanted = settings(config, dataset)
@@ -128,7 +127,7 @@ def get_teacher(
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
     if not _is_intact(path, network):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
-        accuracy = _accuracy(network, theta, batch_stats, dataset)
+        accuracy = _accuracy(config, network, theta, batch_stats, dataset)
         write_teacher(path, network, theta, batch_stats, {**wanted, "accuracy": accuracy})
     theta, batch_stats, details = read_teacher(path, network)
     digest = _digest(theta, batch_stats)
@@ -213,29 +212,28 @@ def _train(
     config, dataset: Dataset, network: Network, workdir: pathlib.Path, key_name: str, metrics
 ) -> tuple[jax.Array, Any]:
     """Trains a teacher, or goes on where an earlier sitting stopped."""
-    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
-    labels = jnp.asarray(dataset.train.labels)
+    data = config.data
+    images, prepare = streaming.place(
+        dataset.train.images, dataset.info.normalisation, data.on_device
+    )
     how = recipe(config, network, prepare)
+    train = streaming.make_epoch(how, images, dataset.train.labels, workers=data.workers)
     key = randomness.stream(config.seed, "teacher")
     state = jax.jit(functools.partial(training.initial_state, how))(jax.random.fold_in(key, 0))
     saved = workdir / "teacher"
     state, start = _restore(saved, key_name, state)
     schedule = rates(config)
 
-    @jax.jit
-    def epoch(state, index, rate, images, labels):
-        this = training.Epochs(index[None], rate[None], jnp.zeros(1, bool))
-        state, loss = training.train_epochs(
-            how, state, images, labels, this, jax.random.fold_in(key, 1)
-        )
-        return state, loss[0]
+    def epoch(state, index: int):
+        epoch_key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
+        states = jax.tree.map(lambda x: x[None], state)
+        states, loss = train(states, epoch_key[None], jnp.float32(schedule[index]))
+        return jax.tree.map(lambda x: x[0], states), loss[0]
 
     last_save = time.monotonic()
     with Progress("teacher", config.teacher.epochs, "epoch", start=start) as bar:
         for index in range(start, config.teacher.epochs):
-            state, loss = epoch(
-                state, jnp.int32(index), jnp.float32(schedule[index]), images, labels
-            )
+            state, loss = epoch(state, index)
             value = float(loss)
             if metrics is not None:
                 metrics.write(index + 1, "teacher", loss=value, rate=float(schedule[index]))
@@ -265,14 +263,15 @@ def _leaves(state: training.TrainState) -> dict[str, np.ndarray]:
     return {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _accuracy(network: Network, theta, batch_stats, dataset: Dataset) -> float:
-    images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
-
-    @jax.jit
-    def test(theta, batch_stats, images, labels):
-        return training.accuracy(network, theta, batch_stats, images, labels, prepare)
-
-    return float(test(theta, batch_stats, images, jnp.asarray(dataset.test.labels))) * 100
+def _accuracy(config, network: Network, theta, batch_stats, dataset: Dataset) -> float:
+    data = config.data
+    images, prepare = streaming.place(
+        dataset.test.images, dataset.info.normalisation, data.on_device
+    )
+    accuracy = streaming.make_accuracy(network, prepare, workers=data.workers)
+    state = training.TrainState(theta, batch_stats, None)
+    states = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    return 100 * float(accuracy(states, images, dataset.test.labels)[0])
 
 
 def _digest(theta, batch_stats) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from edf_jax import preemption, training
+from edf_jax import preemption, streaming, training
 from edf_jax.evaluate.statistics import Accuracies
 from edf_jax.models import Network
 
@@ -34,7 +34,7 @@ class Trials:
         make_recipe: Callable[[Any], training.Recipe],
         make_epochs: Callable[[jax.Array], training.Epochs],
         total: int,
-        test_images: jax.Array,
+        test_images: streaming.Images,
         test_labels: jax.Array,
         prepare: training.Prepare,
         *,
@@ -61,12 +61,11 @@ class Trials:
         self.total = total
         self._make_recipe, self._make_epochs = make_recipe, make_epochs
         self._test = (test_images, test_labels)
-        self._prepare = prepare
         self._context = context
         self._view = view
         self._checks = tuple(checks)
         self._train = jax.jit(self._train_stretch)
-        self._test_all = jax.jit(self._accuracies)
+        self._accuracy = streaming.make_accuracy(network, prepare)
         self._initial = jax.jit(self._initial_states)
 
     def _initial_states(self, keys, context):
@@ -91,14 +90,6 @@ class Trials:
             return lax.fori_loop(start, stop, body, (state, jnp.zeros((), images.dtype)))
 
         return training.for_each_network(one)(states, keys, rates)
-
-    def _accuracies(self, states, images, labels):
-        def one(state):
-            return training.accuracy(
-                self.network, state.theta, state.batch_stats, images, labels, self._prepare
-            )
-
-        return training.for_each_network(one)(states)
 
     def train(
         self,
@@ -165,11 +156,11 @@ class Trials:
     def test(
         self,
         states: training.TrainState,
-        images: jax.Array | None = None,
+        images: streaming.Images | None = None,
         labels: jax.Array | None = None,
     ) -> Accuracies:
         """Accuracies of trained networks, on the test images unless others are given."""
         if images is None or labels is None:
             images, labels = self._test
-        right = np.asarray(self._test_all(states, images, labels)) * 100
+        right = np.asarray(self._accuracy(states, images, labels)) * 100
         return Accuracies(tuple(float(x) for x in right), len(labels))

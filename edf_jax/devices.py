@@ -1,8 +1,9 @@
-"""Device set-up: precision, the compilation cache, the host's allocator."""
+"""Devices: what there is, and their set-up: precision, compilation cache, the host's allocator."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import pathlib
 import sys
@@ -80,3 +81,41 @@ def set_up(precision: str, *, deterministic: bool = False) -> None:
     keep_freed_memory()
     set_precision(precision)
     use_compilation_cache()
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where a run would compute.
+
+    Attributes:
+        kind: as JAX names it.
+        count: how many there are, over all processes.
+        memory: bytes of one device, or of the host where that is the device; None if unknown.
+    """
+
+    kind: str
+    count: int
+    memory: int | None
+
+
+def local_device() -> Device:
+    """The device that JAX would use here; starts its back end."""
+    first = jax.local_devices()[0]
+    if first.platform == "cpu":
+        return Device(first.device_kind, jax.device_count(), host_memory())
+    stats = first.memory_stats() or {}
+    return Device(first.device_kind, jax.device_count(), stats.get("bytes_limit"))
+
+
+def host_memory() -> int | None:
+    """The host's memory, or what a container leaves of it; None where the system doesn't tell."""
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError, AttributeError):
+        found = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(pathlib.Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found, default=None)

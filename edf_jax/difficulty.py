@@ -1,9 +1,8 @@
-"""How difficult training images are, and which of them an epoch shows.
+"""How difficult training images are, and how an epoch shows some of them.
 
 References:
   Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training"
     (2107.07075): GraNd and EL2N.
-  Li et al., "Prioritize Alignment in Dataset Distillation" (2408.03360): PAD's schedule.
 """
 
 from __future__ import annotations
@@ -15,50 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from edf_jax import losses, training
+from edf_jax import losses, streaming, training
 from edf_jax.models import Network
 
 _BATCH = 64
-
-
-class Share(NamedTuple):
-    """Of each class in order of difficulty, the part from `first` to `last`, both in [0, 1]."""
-
-    first: float
-    last: float
-
-
-EVERYTHING = Share(0.0, 1.0)
-
-
-def pad_share(epoch: int) -> Share:
-    """PAD's schedule from easy to hard.
-
-    Args:
-        epoch: zero-based. Up to 20 it shows a growing share of the easiest images, up to 40 all,
-            then fewer and fewer of the easiest.
-    """
-    if epoch <= 20:
-        return Share(0.0, 0.75 + 0.25 * epoch / 20)
-    if epoch <= 40:
-        return EVERYTHING
-    return Share(0.1 if epoch <= 60 else 0.2, 1.0)
-
-
-def chosen_by(share: Share, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The positions of a share of every class, in rising order, int32.
-
-    Args:
-        share: which.
-        scores: `[N]`, higher is harder.
-        labels: `[N]`.
-    """
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        members = members[np.argsort(scores[members], kind="stable")]
-        chosen.append(members[int(share.first * len(members)) : int(share.last * len(members))])
-    return np.sort(np.concatenate(chosen)).astype(np.int32)
 
 
 class Shown(NamedTuple):
@@ -133,14 +92,15 @@ def grand(
 
 def mean_scores(
     recipe: training.Recipe,
-    images: jax.Array,
-    labels: jax.Array,
+    images: streaming.Images,
+    labels: np.ndarray,
     *,
     how: str,
     networks: int,
     epochs: int,
     rate: float,
     key: jax.Array,
+    workers: int = 0,
 ) -> np.ndarray:
     """Scores `[N]` averaged over networks early in their training.
 
@@ -153,8 +113,10 @@ def mean_scores(
         epochs: how long each is trained before it judges.
         rate: their learning rate.
         key: network i is initialised and trained from `fold_in(key, i)`.
+        workers: threads that gather images on the host.
     """
     network = recipe.network
+    train = streaming.make_epoch(recipe, images, labels, workers=workers)
 
     def scores_of(state, images, labels):
         inputs = recipe.prepare(images)
@@ -163,20 +125,30 @@ def mean_scores(
         return el2n(network.apply(state.theta, inputs, state.batch_stats), labels)
 
     @jax.jit
-    def one(key, images, labels):
-        start_key, key = jax.random.split(key)
-        stretch = training.Epochs(
-            jnp.arange(epochs), jnp.full(epochs, rate), jnp.zeros(epochs, bool)
-        )
-        state = training.initial_state(recipe, start_key)
-        state, _ = training.train_epochs(recipe, state, images, labels, stretch, key)
+    def first(key):
+        return jax.tree.map(lambda x: x[None], training.initial_state(recipe, key))
+
+    @jax.jit
+    def scores(states, images, labels):
+        state = jax.tree.map(lambda x: x[0], states)
         # The last row is filled up with the first images, so that one program serves all rows.
         rows = -(-len(labels) // _BATCH)
         positions = (jnp.arange(rows * _BATCH) % len(labels)).reshape(rows, _BATCH)
-        scores = lax.map(lambda row: scores_of(state, images[row], labels[row]), positions)
-        return scores.ravel()[: len(labels)]
+        found = lax.map(lambda row: scores_of(state, images[row], labels[row]), positions)
+        return found.ravel()[: len(labels)]
+
+    def one(key):
+        start_key, key = jax.random.split(key)
+        states = first(start_key)
+        for epoch in range(epochs):
+            states, _ = train(states, jax.random.fold_in(key, epoch)[None], rate)
+        parts = [
+            np.asarray(scores(states, chunk, labels[positions]))
+            for positions, chunk in streaming.chunks(images, batch=_BATCH, workers=workers)
+        ]
+        return np.concatenate(parts)[: len(labels)]
 
     total = np.zeros(len(labels))
     for index in range(networks):
-        total += np.asarray(one(jax.random.fold_in(key, index), images, labels))
+        total += one(jax.random.fold_in(key, index))
     return (total / networks).astype(np.float32)

@@ -12,6 +12,7 @@ from edf_jax.models import Network
 _GROUPS = ("data.", "model.", "experts.")
 _FREE = (
     "data.workers",
+    "data.on_device",
     "data.cache_dir",
     "data.path",
     "experts.dir",

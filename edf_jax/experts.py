@@ -25,16 +25,19 @@ from edf_jax import (
     parts,
     preemption,
     randomness,
+    schedules,
     storage,
+    streaming,
     training,
 )
 from edf_jax.convolution import choose_convolution
-from edf_jax.data import Dataset, Normalisation
+from edf_jax.data import Dataset
 from edf_jax.expert_settings import expert_seed, needed_epochs, settings, wanted_epochs
 from edf_jax.expert_stores import check_imported, find_store, is_imported, lock_when_free
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network, build_network
 from edf_jax.progress import Progress
+from edf_jax.streaming import place
 from edf_jax.trajectories import TrajectoryStore, Writer
 
 _log = logging.getLogger(__name__)
@@ -65,17 +68,6 @@ def network_for(config, info, name: str | None = None) -> Network:
         dtype=devices.compute_dtype(config.precision),
         **options,
     )
-
-
-def on_device(images: np.ndarray, normalisation: Normalisation) -> tuple[jax.Array, Callable]:
-    """Images as they stay on the device, and the function to network inputs.
-
-    uint8 where normalising is cheap; whitened float32 with ZCA, whose matrix is too large to
-    apply to every batch.
-    """
-    if normalisation.zca is not None:
-        return jnp.asarray(normalisation.apply(np.asarray(images))), lambda x: x
-    return jnp.asarray(images), normalisation.apply
 
 
 def expert_recipe(config, network: Network, prepare: Callable) -> training.Recipe:
@@ -129,44 +121,36 @@ def train_experts(
     group_size = config.experts.group or min(config.experts.num, 5)
     chosen = settings(config, dataset, network)
     store.check(chosen)
-    images, prepare = on_device(dataset.train.images, dataset.info.normalisation)
-    test_images, _ = on_device(dataset.test.images, dataset.info.normalisation)
-    labels, test_labels = jnp.asarray(dataset.train.labels), jnp.asarray(dataset.test.labels)
+    data, workers = config.data, config.data.workers
+    images, prepare = place(dataset.train.images, dataset.info.normalisation, data.on_device)
+    test_images, _ = place(dataset.test.images, dataset.info.normalisation, data.on_device)
+    labels, test_labels = dataset.train.labels, dataset.test.labels
     recipe = expert_recipe(config, network, prepare)
     key = randomness.stream(expert_seed(config), "experts")
     last = config.experts.epochs
     schedule = parts.EXPERT_SCHEDULES[config.experts.schedule]
-
-    def first(expert):
-        return training.initial_state(recipe, jax.random.fold_in(key, 2 * expert))
-
-    def epoch(state, expert, index, shown, images, labels):
-        epoch_key = jax.random.fold_in(jax.random.fold_in(key, 2 * expert + 1), index)
-        order_key, step_key = jax.random.split(epoch_key)
-        order, count = difficulty.shuffled(order_key, shown)
-        return training.train_epoch(
-            recipe, state, images, labels, order, step_key, config.experts.lr, count=count
-        )
+    train = streaming.make_epoch(
+        recipe, images, labels, order=difficulty.shuffled, workers=workers
+    )
+    accuracy = streaming.make_accuracy(network, prepare, workers=workers)
 
     @jax.jit
-    def train(states, experts, index, shown, images, labels):
-        return training.for_each_network(
-            lambda state, expert: epoch(state, expert, index, shown, images, labels)
-        )(states, experts)
+    def first(experts):
+        return jax.vmap(
+            lambda expert: training.initial_state(recipe, jax.random.fold_in(key, 2 * expert))
+        )(experts)
 
     @jax.jit
-    def test(states, images, labels):
-        return training.for_each_network(
-            lambda state: training.accuracy(
-                network, state.theta, state.batch_stats, images, labels, prepare
-            )
-        )(states)
+    def epoch_keys(experts, index):
+        return jax.vmap(
+            lambda expert: jax.random.fold_in(jax.random.fold_in(key, 2 * expert + 1), index)
+        )(experts)
 
     def show(index: int) -> difficulty.Shown:
         share = schedule(index)
-        if share == difficulty.EVERYTHING:
+        if share == schedules.EVERYTHING:
             return difficulty.Shown(jnp.arange(len(labels)), None)
-        positions = difficulty.chosen_by(share, scores(), dataset.train.labels)
+        positions = schedules.chosen_by(share, scores(), dataset.train.labels)
         return difficulty.shown(positions, len(labels), pads=not network.has_batch_stats)
 
     @functools.cache
@@ -175,16 +159,16 @@ def train_experts(
 
     def train_group(group: int, epochs: list[int], writer: Writer, on_row: Callable) -> None:
         experts = group * store.group_size + jnp.arange(store.members(group, config.experts.num))
-        states = jax.jit(jax.vmap(first))(experts)
+        states = first(experts)
         at, loss = 0, jnp.zeros(len(experts))
         for index in epochs:
             if index > 0:
                 if at != index - 1:
                     states = _restore(store, group, index - 1, states)
-                shown = show(index - 1)
-                states, loss = train(states, experts, jnp.int32(index - 1), shown, images, labels)
+                keys = epoch_keys(experts, index - 1)
+                states, loss = train(states, keys, config.experts.lr, show(index - 1))
             at = index
-            right = np.asarray(test(states, test_images, test_labels)) * 100
+            right = np.asarray(accuracy(states, test_images, test_labels)) * 100
             details = {
                 "test_accuracy": right.tolist(),
                 "loss": np.asarray(loss).tolist(),
@@ -234,21 +218,24 @@ def _test_imported(
 ) -> list[float]:
     """The last test accuracies of imported experts, once it is clear that they fit."""
     check_imported(store, network, config.experts.num, needed_epochs(config))
-    images, prepare = on_device(dataset.test.images, dataset.info.normalisation)
-    labels = jnp.asarray(dataset.test.labels)
+    info, on_device = dataset.info, config.data.on_device
+    images, prepare = place(dataset.test.images, info.normalisation, on_device)
+    accuracy = streaming.make_accuracy(network, prepare, workers=config.data.workers)
 
-    @jax.jit
-    def right(theta, images, labels):
-        return training.accuracy(network, theta, {}, images, labels, prepare)
+    def right(expert: int) -> float:
+        theta = jnp.asarray(store.snapshot(expert, config.experts.epochs))
+        state = training.TrainState(theta[None], {}, None)
+        return 100 * float(accuracy(state, images, dataset.test.labels)[0])
 
-    return [
-        100 * float(right(store.snapshot(expert, config.experts.epochs), images, labels))
-        for expert in range(config.experts.num)
-    ]
+    return [right(expert) for expert in range(config.experts.num)]
 
 
 def _difficulty(
-    config, recipe: training.Recipe, images: jax.Array, labels: jax.Array, store: TrajectoryStore
+    config,
+    recipe: training.Recipe,
+    images: streaming.Images,
+    labels: np.ndarray,
+    store: TrajectoryStore,
 ) -> np.ndarray:
     """The training images' difficulty `[N]`, kept in the store."""
     path, options = store.folder / "difficulty", config.experts
@@ -265,6 +252,7 @@ def _difficulty(
         epochs=options.difficulty_epochs,
         rate=options.lr,
         key=randomness.stream(expert_seed(config), "difficulty"),
+        workers=config.data.workers,
     )
     storage.save_arrays(path, {"scores": scores})
     return scores

@@ -9,18 +9,15 @@ other networks.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-import os
-import pathlib
 import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from edf_jax import costs, gsam, iteration, losses
+from edf_jax import costs, gsam, iteration, losses, streaming
 from edf_jax.models import Network, build_network
 
 # XLA's temporaries over the trace's peak.
@@ -187,8 +184,11 @@ def _networks_bytes(network: Network, count: int, has_momentum: bool, step: int)
 
 
 def _stored_bytes(config, image_shape: tuple[int, ...], count: int) -> int:
-    """Real images on the device: bytes, or whitened floats."""
-    return count * math.prod(image_shape) * (_FLOAT if config.data.zca else 1)
+    """Real images on the device, as bytes or whitened floats: a split, or its chunks."""
+    size = count * math.prod(image_shape) * (_FLOAT if config.data.zca else 1)
+    if streaming.fits_on_device(size, config.data.on_device):
+        return size
+    return min(size, streaming.CHUNKS * streaming.CHUNK_BYTES)
 
 
 def experts_bytes(config, network: Network, num_train: int, num_test: int) -> int:
@@ -198,9 +198,8 @@ def experts_bytes(config, network: Network, num_train: int, num_test: int) -> in
         network, min(options.batch, num_train), soft=False, ascends=options.optimizer == "gsam"
     )
     count = options.group or min(options.num, GROUP)
-    return _stored_bytes(config, network.image_shape, num_train + num_test) + _networks_bytes(
-        network, count, bool(options.momentum), step
-    )
+    stored = sum(_stored_bytes(config, network.image_shape, n) for n in (num_train, num_test))
+    return stored + _networks_bytes(network, count, bool(options.momentum), step)
 
 
 def evaluation_bytes(
@@ -215,44 +214,6 @@ def evaluation_bytes(
         + synthetic
         + _networks_bytes(network, networks, bool(options.momentum), step)
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """Where a run would compute.
-
-    Attributes:
-        kind: as JAX names it.
-        count: how many there are, over all processes.
-        memory: bytes of one device, or of the host where that is the device; None if unknown.
-    """
-
-    kind: str
-    count: int
-    memory: int | None
-
-
-def local_device() -> Device:
-    """The device that JAX would use here; starts its back end."""
-    first = jax.local_devices()[0]
-    if first.platform == "cpu":
-        return Device(first.device_kind, jax.device_count(), host_memory())
-    stats = first.memory_stats() or {}
-    return Device(first.device_kind, jax.device_count(), stats.get("bytes_limit"))
-
-
-def host_memory() -> int | None:
-    """The host's memory, or what a container leaves of it; None where the system doesn't tell."""
-    try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (ValueError, OSError, AttributeError):
-        found = []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(pathlib.Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(found, default=None)
 
 
 def fitting_batch(config, network: Network, num_images: int, room: int) -> int | None:

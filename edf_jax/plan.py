@@ -83,7 +83,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-    from edf_jax import hours, memory
+    from edf_jax import devices, hours, memory
     from edf_jax.config import network_list
     from edf_jax.evaluate.networks import find_network
     from edf_jax.experts import needed_epochs, network_for
@@ -114,7 +114,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         "evaluation": max(*evaluation, during),
     }
     needs["distillation"] = max(needs["iteration"], needs["maps"], during)
-    device = memory.local_device()
+    device = devices.local_device()
     compiled = None
     if compile:
         compiled = memory.compiled_iteration_bytes(config, network, num_images)

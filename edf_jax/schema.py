@@ -85,7 +85,13 @@ _DATA = {
     "data.resize": Key("squash", "how other shapes become square", _EDF, ("squash", "crop")),
     "data.antialias": Key(True, "antialiased bilinear resizing; False is the older codes'", _EDF),
     "data.cache_dir": Key("", "where prepared images lie; '' is the user's cache folder"),
-    "data.workers": Key(0, "threads that decode; 0 is one per core", at_least=0),
+    "data.workers": Key(0, "threads that decode or gather; 0 is one per core", at_least=0),
+    "data.on_device": Key(
+        AUTO,
+        "whether real images are held on the device, or streamed to it from the host; auto streams "
+        "a split that would take a third of its memory",
+        choices=(AUTO, "yes", "no"),
+    ),
     "data.seed": Key(0, "cluttered digits: fixes the composites", at_least=0),
     "data.difficulty": Key(
         0.5, "cluttered digits: 0 large on plain, 1 small on busy", at_least=0, at_most=1
@@ -355,4 +361,5 @@ FREE = (
     "distill.select",
     "parallel.",
     "data.workers",
+    "data.on_device",
 )

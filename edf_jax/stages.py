@@ -22,12 +22,13 @@ from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, load_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
 from edf_jax.errors import UserError
-from edf_jax.experts import named_leaves, network_for, on_device, open_experts, train_experts
+from edf_jax.experts import named_leaves, network_for, open_experts, train_experts
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network
 from edf_jax.progress import Progress
 from edf_jax.run import Run, check_same
 from edf_jax.run_files import activation_maps_are_there, save_activation_maps
+from edf_jax.streaming import make_classify, place
 from edf_jax.synthetic import DistilledSet
 from edf_jax.trajectories import DamagedSnapshot, TrajectoryStore
 
@@ -342,7 +343,7 @@ def initialise(
     info, labels = dataset.info, dataset.train.labels
     last = config.experts.epochs
     rng = randomness.host_stream(config.seed, "initial images")
-    _, prepare_inputs = on_device(dataset.train.images[:1], info.normalisation)
+    _, prepare_inputs = place(dataset.train.images[:1], info.normalisation)
 
     @jax.jit
     def logits_of(theta, batch_stats, images):
@@ -358,23 +359,32 @@ def initialise(
         noise = rng.standard_normal((len(classes), *info.image_shape)).astype(np.float32)
         targets = synthetic.smoothed_labels(classes, info.num_classes)
         return _start(config, info, noise, targets, classes)
-    everything, _ = on_device(dataset.train.images, info.normalisation)
+    everything, _ = place(dataset.train.images, info.normalisation, config.data.on_device)
     if how == "predicted_correctly":
-        chosen = synthetic.choose_predicted_correctly(
-            rng, labels, lambda k: expert_logits(k, everything).argmax(-1), num_experts, ipc
-        )
+        classify = make_classify(network, prepare_inputs, workers=config.data.workers)
+
+        def predictions(expert: int) -> np.ndarray:
+            theta = jnp.asarray(store.snapshot(expert, last))[None]
+            batch_stats = jax.tree.map(lambda x: x[None], _batch_stats(network, store, expert))
+            return np.asarray(classify(theta, batch_stats, everything)[0])
+
+        chosen = synthetic.choose_predicted_correctly(rng, labels, predictions, num_experts, ipc)
     elif how == "centres":
         theta = jnp.asarray(store.snapshot(0, last))
         stats = _batch_stats(network, store, 0)
+
+        def inputs(positions: slice) -> jax.Array:
+            return prepare_inputs(jnp.asarray(everything[positions]))
+
         features = [
-            np.asarray(network.features(theta, prepare_inputs(everything[i : i + 256]), stats))
+            np.asarray(network.features(theta, inputs(slice(i, i + 256)), stats))
             for i in range(0, len(labels), 256)
         ]
         flat = np.concatenate(features).reshape(len(labels), -1)
         chosen = synthetic.choose_near_centres(flat, labels, ipc)
     else:
         chosen = synthetic.choose_random(rng, labels, ipc)
-    stored = everything[chosen]
+    stored = jnp.asarray(everything[chosen])
     experts = range(num_experts) if how == "predicted_correctly" else range(1)
     logits = jnp.stack([expert_logits(expert, stored) for expert in experts])
     averaged = synthetic.average_labels(logits, jnp.asarray(labels[chosen]))

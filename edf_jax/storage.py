@@ -42,7 +42,17 @@ class Busy(UserError):
 
 
 class WriteFailed(UserError):
-    """A file can't be written: the disk is full, say, or the folder read-only."""
+    """A file can't be written: the disk is full, say, or the folder read-only.
+
+    Attributes:
+        cause: why, in a few words.
+    """
+
+    def __init__(self, path: pathlib.Path, cause: str):
+        super().__init__(
+            f"{path} can't be written: {cause}; mend that, and the same command continues"
+        )
+        self.cause = cause
 
 
 def digest(array: np.ndarray) -> str:
@@ -69,12 +79,8 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:  # Orbax, TensorStore and safetensors have kinds of their own.
-        raise WriteFailed(
-            f"{path} can't be written: {_cause(error)}; mend that, and the same command continues"
-        ) from error
+        raise WriteFailed(path, _cause(error)) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -324,6 +330,8 @@ def _file_to_disk(file: pathlib.Path) -> None:
 
 def _cause(error: BaseException) -> str:
     """Why, in a few words: the system's own where an error says so."""
+    if isinstance(error, WriteFailed):
+        return error.cause
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error).strip() or type(error).__name__

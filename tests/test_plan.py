@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edf_jax import costs, hours, memory, plan
+from edf_jax import costs, devices, hours, memory, plan
 from edf_jax.config import default_config, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.errors import UserError
@@ -94,7 +94,7 @@ def test_the_estimate_grows_with_what_takes_memory():
 
 def on(made: plan.Plan, bytes_of_memory: int) -> plan.Plan:
     """The same plan for a device of another size."""
-    device = memory.Device("toy", 1, bytes_of_memory)
+    device = devices.Device("toy", 1, bytes_of_memory)
     made = dataclasses.replace(made, device=device)
     return dataclasses.replace(made, warnings=tuple(plan._warnings(made)))
 
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_would():
     with pytest.raises(UserError, match="fit into"):
         plan.check_memory(small)
     plan.check_memory(on(made, 2 * max(made.memory.values())))
-    plan.check_memory(dataclasses.replace(made, device=memory.Device("toy", 1, None)))
+    plan.check_memory(dataclasses.replace(made, device=devices.Device("toy", 1, None)))
 
 
 def test_more_devices_than_there_are_are_refused():
@@ -120,7 +120,7 @@ def test_more_devices_than_there_are_are_refused():
 
 
 def test_a_device_of_unknown_size_is_said_to_be():
-    made = dataclasses.replace(planned(), device=memory.Device("toy", 2, None))
+    made = dataclasses.replace(planned(), device=devices.Device("toy", 2, None))
     assert "each of 2 x toy doesn't say how much it has" in plan.to_text(made)
 
 

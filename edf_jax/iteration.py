@@ -22,6 +22,7 @@ from edf_jax.errors import UserError
 from edf_jax.models import Network
 
 _LABEL_BATCH = 256
+_CAM_BATCH = 128
 # The student ends over thirty times as far from the target as it started.
 DIVERGED_LOSS = 1000.0
 
@@ -267,16 +268,31 @@ class CamNetwork:
 def make_weight(config, cam: CamNetwork) -> Callable:
     """The compiled function `(values, key) -> (maps [n, H, W], DAE weight [n, H, W, 1])`."""
 
-    @jax.jit
-    def weight(values: Learnable, key):
-        maps = gradcam.class_activation_maps(
+    def maps_of(images, classes, key):
+        return gradcam.class_activation_maps(
             config.cam.method,
             lambda x: cam.network.features(cam.theta, x, cam.batch_stats),
             lambda f: cam.network.classify(cam.theta, f, cam.batch_stats),
-            values.images,
-            cam.class_indices[jnp.argmax(values.labels, axis=-1)],
+            images,
+            classes,
             key=key,
         )
+
+    @jax.jit
+    def weight(values: Learnable, key):
+        classes = cam.class_indices[jnp.argmax(values.labels, axis=-1)]
+        count = len(classes)
+        if count <= _CAM_BATCH:
+            maps = maps_of(values.images, classes, key)
+        else:
+            rows = -(-count // _CAM_BATCH)
+            # The last row is filled up with the first images.
+            positions = (jnp.arange(rows * _CAM_BATCH) % count).reshape(rows, _CAM_BATCH)
+            maps = lax.map(
+                lambda row: maps_of(values.images[row[0]], classes[row[0]], row[1]),
+                (positions, jax.random.split(key, rows)),
+            )
+            maps = maps.reshape(rows * _CAM_BATCH, *maps.shape[2:])[:count]
         return maps, gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)
 
     return weight

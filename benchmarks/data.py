@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,8 @@ class Files:
 def pytorch(root: pathlib.Path) -> np.ndarray:
     import torch
 
-    loader = torch.utils.data.DataLoader(Files(root), batch_size=256, num_workers=WORKERS)
+    files: Any = Files(root)
+    loader: Any = torch.utils.data.DataLoader(files, batch_size=256, num_workers=WORKERS)
     images = torch.cat(list(loader)).numpy()
     return images[: len(images) - CLASSES][::97]
 

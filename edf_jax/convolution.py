@@ -6,8 +6,9 @@ times slower (jax #12868), because only an entry computation's convolutions are 
 layout that has a fast kernel; and convolutions with few input or output channels are slow
 everywhere. So stride-1 convolutions become two bilinear primitives that are closed under
 differentiation, `convolve` and `kernel_gradient`, each written as the canonical convolution or as
-one matrix product, whichever was measured faster for its shape. Other convolutions, and other
-platforms, go to `lax.conv_general_dilated`.
+one matrix product, whichever was measured faster for its shape; strided ones become stride-1
+ones of blocks of pixels. Other convolutions, and other platforms, go to
+`lax.conv_general_dilated`.
 """
 
 from __future__ import annotations
@@ -59,22 +60,23 @@ def conv_general_dilated(
     preferred_element_type=None,
     **kwargs,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` for NHWC images, by `convolve` where the stride is 1."""
+    """`lax.conv_general_dilated` for NHWC images, by `convolve` unless dilated or grouped."""
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     nhwc = numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
     plain = (
         nhwc
-        and tuple(window_strides) == (1, 1)
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and feature_group_count == batch_group_count == 1
     )
     if plain:
         if isinstance(padding, str):
-            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         rows, columns = ((int(low), int(high)) for low, high in padding)
         pads = (rows, columns)
         if all(0 <= p < k for pair, k in zip(pads, rhs.shape[:2], strict=True) for p in pair):
-            return convolve(lhs, rhs, pads)
+            if tuple(window_strides) == (1, 1):
+                return convolve(lhs, rhs, pads)
+            return _convolve_strided(lhs, rhs, tuple(window_strides), pads)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -103,6 +105,40 @@ def convolve(images: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         `[n, H', W', o]`.
     """
     return _convolve_p.bind(images, kernel, pads=pads)
+
+
+def _convolve_strided(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """`convolve` with strides: of blocks of pixels that are the channels of one.
+
+    The kernel is filled up with zeros to whole blocks.
+    """
+    n, *size, c = images.shape
+    h, w, _, o = kernel.shape
+    results = [
+        (length + sum(pair) - k) // s + 1
+        for length, pair, k, s in zip(size, pads, (h, w), strides, strict=True)
+    ]
+    taps = [-(-k // s) for k, s in zip((h, w), strides, strict=True)]
+    rows, columns = (result + tap - 1 for result, tap in zip(results, taps, strict=True))
+    below, beside = (
+        blocks * s - length - low
+        for blocks, s, length, (low, _) in zip((rows, columns), strides, size, pads, strict=True)
+    )
+    # A negative pad cuts off pixels that no result sees.
+    images = lax.pad(
+        images,
+        jnp.zeros((), images.dtype),
+        ((0, 0, 0), (pads[0][0], below, 0), (pads[1][0], beside, 0), (0, 0, 0)),
+    )
+    images = images.reshape(n, rows, strides[0], columns, strides[1], c)
+    images = images.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
+    missing = [tap * s - k for tap, s, k in zip(taps, strides, (h, w), strict=True)]
+    kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps[0], strides[0], taps[1], strides[1], c, o)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*taps, -1, o)
+    return convolve(images, kernel, ((0, 0), (0, 0)))
 
 
 def kernel_gradient(images: jax.Array, cotangent: jax.Array, pads: Pads) -> jax.Array:

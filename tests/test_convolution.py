@@ -80,6 +80,32 @@ def test_maps_over_networks_and_over_images(in_axes):
     )
 
 
+@pytest.mark.parametrize(
+    ("strides", "kernel", "pads"),
+    [
+        ((2, 2), (3, 3), ((1, 1), (1, 1))),
+        ((2, 2), (1, 1), ((0, 0), (0, 0))),
+        ((2, 3), (5, 4), ((2, 1), (0, 3))),
+    ],
+)
+def test_strided_convolutions_equal_the_platforms(strides, kernel, pads):
+    with jax.enable_x64(True):
+        images, weights = _operands(3, 4, kernel)
+
+        def gradients(conv):
+            def energy(images, weights):
+                result = conv(images, weights, strides, pads, dimension_numbers=_LAYOUT)
+                return jnp.sum(jnp.tanh(result) ** 2)
+
+            return jax.jit(jax.value_and_grad(energy, (0, 1)))(images, weights)
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+            gradients(convolution.conv_general_dilated),
+            gradients(lax.conv_general_dilated),
+        )
+
+
 @pytest.mark.parametrize(("stride", "groups"), list(itertools.product([1, 2], [1, 3])))
 def test_other_convolutions_go_to_the_platform(stride, groups):
     images, kernel = _operands(9, 9)

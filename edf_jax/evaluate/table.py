@@ -2,7 +2,7 @@
 
     python -m edf_jax.evaluate.table --config=configs/cluttered_digits.py:ipc10 \\
         --sets=random,herding,k_centre,datm,edf --protocols=plain,rded,sre2l \\
-        --networks=matched,AlexNet
+        --networks=matched,VGG11
 
 Methods are distilled first, as cells of `edf_jax.compare` in the same folder; every figure is kept
 as soon as it is there, and the same command continues.
@@ -46,7 +46,7 @@ Evaluates sets of images by each protocol on each network, and writes the table.
                          real images: {', '.join(BASELINES)};
                          or NAME=PATH, a set as evaluate.distilled takes it
   --protocols=A,B,...    of {', '.join(PROTOCOLS)} (default all)
-  --networks=A,B,...     as evaluate.networks (default {MATCHED},AlexNet)
+  --networks=A,B,...     as evaluate.networks (default {MATCHED},VGG11)
   --workdir=FOLDER       where runs, figures and the table go; the same command continues there
                          (default runs/compare-<config>-<variant>[-<hash>], which edf_jax.compare
                          shares)
@@ -89,7 +89,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
     flags.DEFINE_string("sets", "random,herding,k_centre,datm,edf", "rows", flag_values=values)
     flags.DEFINE_string("protocols", ",".join(PROTOCOLS), "of each", flag_values=values)
-    flags.DEFINE_string("networks", f"{MATCHED},AlexNet", "on each", flag_values=values)
+    flags.DEFINE_string("networks", f"{MATCHED},VGG11", "on each", flag_values=values)
 
 
 def _chosen(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import logging
 import pathlib
@@ -253,12 +252,12 @@ def _found_config(flag: str) -> str:
     if pathlib.Path(file).is_file():
         return flag
     parts = pathlib.PurePath(file).parts
-    package = importlib.util.find_spec("edf_jax._configs")
-    if len(parts) == 2 and parts[0] == "configs" and package is not None:
-        for folder in package.submodule_search_locations or ():
-            path = pathlib.Path(folder) / parts[1]
-            if path.is_file():
-                return f"{name}={path}{colon}{variant}"
+    if len(parts) == 2 and parts[0] == "configs":
+        package = pathlib.Path(__file__).parent
+        # Installed they are the package `edf_jax._configs`; in a checkout they lie beside it.
+        for folder in (package / "_configs", package.parent / "configs"):
+            if (folder / parts[1]).is_file():
+                return f"{name}={folder / parts[1]}{colon}{variant}"
     raise UserError(f"there is no config file {file}")
 
 

@@ -120,7 +120,10 @@ def crash(kills: int, seed: int, folder: Path, *, tell=print) -> tuple[int, int,
     killed = resumed = different = run = furthest = 0
     interrupted = False
     hit: collections.Counter[str] = collections.Counter()
-    targets = [_STAGES[i % len(_STAGES)] for i in range(kills)]
+    # From the longest on, so that a few kills hit what there is most of.
+    longest = sorted(_STAGES, key=lambda stage: -lasts[stage])
+    targets = [longest[i % len(longest)] for i in range(kills)]
+    targets.sort(key=_STAGES.index)
     while targets or interrupted:
         # Every sitting has a start; the other stages are over once a later one was at work.
         ahead = (t for t in targets if t == "start" or _STAGES.index(t) >= furthest)

@@ -1,0 +1,172 @@
+"""The command from end to end: how it ends, what it refuses, and that it continues."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from edf_jax import storage
+from edf_jax.main import main
+from edf_jax.metrics import read_metrics
+from tests import badinput, tiny_run
+
+_SETTINGS = {
+    "experts__num": 2, "experts__epochs": 3, "distill__max_start_epoch": 2,
+    "distill__iterations": 30, "log__tensorboard": False, "evaluate__epochs": 1,
+}
+
+
+def _main(workdir, *flags, **settings):
+    arguments = tiny_run.arguments(workdir, **{**_SETTINGS, **settings})
+    return main(["edf_jax", *arguments, *flags])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert _main(workdir) == 0
+    return workdir
+
+
+def test_help_says_how_and_ends_well(capsys):
+    for flag in ("--help", "-h", "--helpfull"):
+        assert main(["edf_jax", flag]) == 0
+        out = capsys.readouterr().out
+        assert "--config=" in out and "75 stopped by SIGTERM" in out
+
+
+def test_a_finished_run_ends_in_a_line_for_programs_and_again_at_once(whole, capsys):
+    began = time.monotonic()
+    assert _main(whole) == 0
+    assert time.monotonic() - began < 60
+    name, _, figures = capsys.readouterr().out.splitlines()[-1].partition(" ")
+    assert name == "RESULT"
+    figures = json.loads(figures)
+    assert {"random_mean", "distilled_mean", "full_mean", "seconds"} <= set(figures)
+    assert figures["workdir"] == str(whole)
+
+
+def _when_distilling(workdir, at, act):
+    """Calls `act` in a thread once `at` iterations are recorded."""
+
+    def watch():
+        for _ in range(3000):
+            if len(read_metrics(workdir, "distill")) >= at:
+                return act()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_sigterm_saves_and_the_same_command_continues_to_the_same_contents(
+    whole, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    watcher = _when_distilling(workdir, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert _main(workdir) == 75
+    watcher.join()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "edf_jax: asked to stop by SIGTERM; all is saved, and the same command continues"
+    steps = len(read_metrics(workdir, "distill"))
+    assert 8 <= steps < 30
+    assert (workdir / "checkpoints" / f"iteration_{steps:06d}").exists()
+    assert _main(workdir) == 0
+    assert tiny_run.contents(workdir) == tiny_run.contents(whole)
+
+
+def test_more_iterations_continue_to_what_so_many_make_from_the_start(whole, tmp_path):
+    workdir = tmp_path / "run"
+    assert _main(workdir, "--stage=distill", distill__iterations=13) == 0
+    assert _main(workdir) == 0
+    assert tiny_run.contents(workdir) == tiny_run.contents(whole)
+
+
+def test_a_disk_that_fills_up_is_told_in_a_line_and_the_run_continues(
+    whole, tmp_path, capsys, monkeypatch
+):
+    workdir, save = tmp_path / "run", storage.save_arrays
+
+    def fill_up(path, *arguments):
+        if path.name in ("epoch_0002", "iteration_000012"):
+            with storage.writing(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(path, *arguments)
+
+    for place in ("epoch_0002", "iteration_000012"):
+        monkeypatch.setattr(storage, "save_arrays", fill_up)
+        assert _main(workdir) == 2
+        monkeypatch.undo()
+        lines = capsys.readouterr().err.splitlines()
+        assert [line for line in lines if line.startswith("edf_jax: ")] == lines[-1:]
+        assert f"{place} can't be written: no space left on device" in lines[-1]
+        assert _main(workdir, "--stage=experts") == 0
+    assert _main(workdir) == 0
+    assert tiny_run.contents(workdir) == tiny_run.contents(whole)
+
+
+def test_rows_that_cannot_be_written_end_the_run_in_a_line(whole, capsys, monkeypatch):
+    from edf_jax.metrics import MetricsWriter
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(whole / "metrics.jsonl"))
+
+    monkeypatch.setattr(MetricsWriter, "__init__", full)
+    assert _main(whole) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"edf_jax: {whole / 'metrics.jsonl'}: no space left on device")
+
+
+def test_ctrl_c_ends_in_a_line(tmp_path, capsys, monkeypatch):
+    from edf_jax import stages
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "load_dataset", interrupt)
+    assert _main(tmp_path / "run") == 130
+    assert capsys.readouterr().err == "edf_jax: interrupted; the same command continues\n"
+
+
+def test_a_second_process_and_another_value_are_refused(whole, capsys):
+    with storage.locked(whole, "busy"):
+        assert _main(whole) == 2
+    assert "another process works on" in capsys.readouterr().err
+    assert _main(whole, distill__lr_img=3.0) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "distill.lr_img=100.0, not 3.0" in said
+
+
+def test_configs_are_found_from_anywhere_and_ones_own_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["edf_jax", "--config=configs/cluttered_digits.py", "--dry_run"]) == 0
+    assert main(["edf_jax", "--config", "configs/cluttered_digits.py:demo", "--dry_run"]) == 0
+    own = "def get_config():\n    from edf_jax.config import default_config as d\n    return d()\n"
+    (tmp_path / "own.py").write_text(own)
+    assert main(["edf_jax", "--config=own.py", "--dry_run=plan"]) == 0
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_flags_values_and_files_are_refused_in_a_line():
+    cases = [
+        *list(badinput.command_cases())[::2],
+        *list(badinput.value_cases())[::30],
+        *list(badinput.file_cases())[::6],
+        *badinput.generated_cases(15),
+    ]
+    assert badinput.check(cases, 1) == []
+
+
+@pytest.mark.slow
+def test_all_bad_inputs_are_refused_in_a_line(capsys):
+    assert badinput.main() == 0, capsys.readouterr().out

@@ -418,3 +418,33 @@ def test_edf_with_its_parts_is_not_datm(store):
     edf, _ = _iterate(tiny.config("edf"), tiny.initial_set(), store, 1)
     datm, _ = _iterate(tiny.config("datm"), tiny.initial_set(), store, 1)
     assert not np.array_equal(edf[1].values.images, datm[1].values.images)
+
+
+# First images.
+
+
+def test_images_nearest_to_centres_stand_for_each_cluster():
+    rng = np.random.default_rng(0)
+    centres = np.array([[0, 0], [10, 0], [0, 10], [30, 30], [40, 30], [30, 40]], float)
+    labels = np.repeat([0, 1], [30, 30])
+    cluster = np.repeat(np.arange(6), 10)
+    features = centres[cluster] + rng.normal(0, 0.5, (60, 2))
+    shuffle = rng.permutation(60)
+    features, labels, cluster = features[shuffle], labels[shuffle], cluster[shuffle]
+    chosen = synthetic.choose_near_centres(features, labels, 3)
+    assert list(labels[chosen]) == [0, 0, 0, 1, 1, 1]
+    assert sorted(cluster[chosen]) == list(range(6))
+    for position in chosen:
+        members = np.flatnonzero(cluster == cluster[position])
+        middle = features[members].mean(axis=0)
+        distances = np.linalg.norm(features[members] - middle, axis=1)
+        assert members[np.argmin(distances)] == position
+
+
+def test_noise_starts_with_labels_of_nine_tenths():
+    targets = synthetic.smoothed_labels(np.array([1, 2, 0]), 3)
+    np.testing.assert_allclose(
+        jax.nn.softmax(targets),
+        [[0.05, 0.9, 0.05], [0.05, 0.05, 0.9], [0.9, 0.05, 0.05]],
+        rtol=1e-6,
+    )

@@ -146,6 +146,10 @@ def train_step(
     rate: jax.Array,
 ) -> tuple[TrainState, jax.Array]:
     """One step on one batch; returns the new state and the loss before it."""
+    # Apart from where its arguments come from, a step gives the same bits in every program.
+    state, images, targets, mask, key = lax.optimization_barrier(
+        (state, images, targets, mask, key)
+    )
     augment_key, network_key = jax.random.split(key)
     inputs = recipe.augment(augment_key, recipe.prepare(images))
     if recipe.teach is not None:
@@ -236,8 +240,6 @@ def train_batch(
     recipe: Recipe, state: TrainState, images: jax.Array, targets: jax.Array, batch: Batches, rate
 ) -> tuple[TrainState, jax.Array]:
     """`train_step` on one batch of the examples."""
-    # Kept apart from what made the state, it gives the same bits in every program.
-    state = lax.optimization_barrier(state)
     chosen = images[batch.positions], targets[batch.positions]
     return train_step(recipe, state, *chosen, batch.mask, batch.keys, rate)
 

@@ -31,7 +31,8 @@ GROUP = 5
 _FLOAT = 4
 
 
-def _shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+def _shape(*sizes: int, dtype=jnp.float32) -> Any:
+    """An array to trace with; it stands where a real one would."""
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
@@ -100,11 +101,8 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
 
 def compiled_iteration_bytes(config, network: Network, num_images: int) -> int | None:
     """The same by XLA's account of the compiled iteration; None where the platform gives none."""
-    compiled = (
-        iteration.make_iteration(config, network, num_images)
-        .lower(*_iteration_arguments(config, network, num_images))
-        .compile()
-    )
+    step: Any = iteration.make_iteration(config, network, num_images)
+    compiled = step.lower(*_iteration_arguments(config, network, num_images)).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None

@@ -113,7 +113,7 @@ class Network:
             rng: a key for layers that draw random numbers in training.
         """
         variables = self._variables(theta, {} if train else self._running(batch_stats))
-        logits = self.module.apply(variables, images, train, rngs=_rngs(rng))
+        logits: Any = self.module.apply(variables, images, train, rngs=_rngs(rng))
         return logits.astype(theta.dtype)
 
     def apply_and_update(
@@ -145,14 +145,16 @@ class Network:
         the patch tokens of a ViT as a grid, and the images themselves for an MLP.
         """
         variables = self._variables(theta, self._running(batch_stats))
-        return self.module.apply(variables, images, method="features").astype(theta.dtype)
+        features: Any = self.module.apply(variables, images, method="features")
+        return features.astype(theta.dtype)
 
     def classify(
         self, theta: jax.Array, features: jax.Array, batch_stats: dict | None = None
     ) -> jax.Array:
         """Logits `[n, C]` of `features [n, h, w, c]`; `apply` is `classify` of `features`."""
         variables = self._variables(theta, batch_stats)
-        return self.module.apply(variables, features, method="classify").astype(theta.dtype)
+        logits: Any = self.module.apply(variables, features, method="classify")
+        return logits.astype(theta.dtype)
 
     def unravel(self, theta: jax.Array) -> dict:
         """The parameters of the Linen module, as a nested dict, of `theta [P]`."""

@@ -190,8 +190,10 @@ class _Family:
             return None
         settings: dict[str, Any] = {}
         for text in re.findall(part, bare.removeprefix(self.stem)) if part else ():
-            sized = {"D": "depth", "W": "width"}.get(text[0])
-            option, value = self.suffixes.get(text) or (sized, int(text[1:]))
+            if text in self.suffixes:
+                option, value = self.suffixes[text]
+            else:
+                option, value = {"D": "depth", "W": "width"}[text[0]], int(text[1:])
             if settings.setdefault(option, value) != value:
                 return None
         return settings
@@ -331,7 +333,8 @@ def build_network(
                 f"the name of network {name!r} says {option} {settings[option]}, its {option} is "
                 f"set to {value}: change one of them"
             )
-    image_shape = tuple(int(size) for size in image_shape)
+    rows, columns, channels = (int(size) for size in image_shape)
+    image_shape = rows, columns, channels
     common = {"convolution": convolution, "dtype": None if dtype is None else jnp.dtype(dtype)}
     body, head = family.build(image_shape, num_classes, common, **settings)
     _check_groups(name, body)

@@ -114,12 +114,26 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     if "report" in wanted:
         with run.stage("report"):
-            from edf_jax.report import write_report
-
-            print(f"report: {write_report(workdir)}", file=sys.stderr)
+            print(f"report: {_report(workdir)}", file=sys.stderr)
         result.update(run.provenance())
         storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     return result
+
+
+def _report(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes the report; damaged sets of single iterations are taken away, and left out of it."""
+    from edf_jax.report import write_report
+
+    try:
+        return write_report(workdir)
+    except storage.DamagedFile:
+        for path in (workdir / "distilled").glob("step_*.safetensors"):
+            try:
+                synthetic.load(path)
+            except UserError as error:
+                _log.warning("%s: removed, and left out of the report", error)
+                path.unlink()
+        return write_report(workdir)
 
 
 def _with_repairs(work: Callable[[], Any], store: TrajectoryStore) -> Any:
@@ -201,7 +215,11 @@ def distil(
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
         return finished
-    start = _first_set(config, workdir) or initialise(config, dataset, network, store)
+    start = _first_set(config, workdir)
+    if start is None:
+        start = initialise(config, dataset, network, store)
+        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
+        start.save(workdir / "distilled" / "step_0.safetensors")
     cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(

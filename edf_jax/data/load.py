@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -236,6 +237,7 @@ def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normali
                 known.zca.load()
                 return known
         except (UserError, ValueError, KeyError, TypeError):
+            warnings.warn(f"{record} or its matrix is damaged; it is made again.", stacklevel=2)
             record.unlink()
     fitted = Normalisation.fit_zca(images, str(cache_dir))
     write_atomically(record, lambda file: file.write(fitted.to_json().encode()))

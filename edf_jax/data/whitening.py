@@ -81,9 +81,7 @@ def save(folder: str | os.PathLike, mean: np.ndarray, matrix: np.ndarray) -> str
     """
     stacked = np.concatenate([mean[None], matrix]).astype(np.float32)
     digest = hashlib.sha256(stacked.tobytes()).hexdigest()
-    path = _path(folder, digest)
-    if not path.exists():
-        _write(path, stacked)
+    _write(_path(folder, digest), stacked)
     return digest
 
 

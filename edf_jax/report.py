@@ -97,14 +97,14 @@ def draw_pictures(run: RunFiles, theme: figures.Theme = figures.LIGHT) -> dict[s
     last, first, activation = run.last, run.first, run.activation_maps()
     if last is not None and first is not None:
         drawn["before_after"] = figures.before_after(
-            first.pixels, last.pixels, last.classes, last.class_names, theme=theme
+            first.pixels, last.pixels, run.classes, last.class_names, theme=theme
         )
     if last is not None and activation is not None:
         drawn["activation_maps"] = figures.activation_maps(
             last.pixels,
             activation.maps,
             activation.weights,
-            last.classes,
+            run.classes,
             last.class_names,
             theme=theme,
         )

@@ -129,7 +129,7 @@ def gallery(run: RunFiles) -> str:
         return ""
     classes = min(len(last.class_names), _GALLERY_CLASSES)
     chosen = pictures.choose(
-        last.classes,
+        run.classes,
         len(last.class_names),
         per_class=max(1, _GALLERY_IMAGES // classes),
         classes=classes,
@@ -137,7 +137,7 @@ def gallery(run: RunFiles) -> str:
     after, before = last.pixels, first.pixels if first is not None else None
     blocks = []
     for indices in chosen:
-        name = last.class_names[int(last.classes[indices[0]])]
+        name = last.class_names[int(run.classes[indices[0]])]
         tiles = "".join(_pair(before, after, last, i) for i in indices)
         blocks.append(
             f'<div><div class="class-name">{escape(name)}</div>'
@@ -178,12 +178,12 @@ def activation_maps(run: RunFiles) -> str:
     last, activation = run.last, run.activation_maps()
     if last is None or activation is None:
         return ""
-    chosen = pictures.choose(last.classes, len(last.class_names), per_class=1, classes=_MAP_IMAGES)
+    chosen = pictures.choose(run.classes, len(last.class_names), per_class=1, classes=_MAP_IMAGES)
     high = max(float(activation.weights.max()), 1.0 + 1e-3)
     pixels = last.pixels
     items = []
     for i in np.concatenate(chosen):
-        name = last.class_names[int(last.classes[i])]
+        name = last.class_names[int(run.classes[i])]
         weight = pictures.colourise(activation.weights[i], 1.0, high, pictures.WEIGHT_COLOURS)
         rows = (
             ("distilled image", pixels[i]),

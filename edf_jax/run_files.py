@@ -74,6 +74,12 @@ class RunFiles:
         matches = first is not None and last is not None and first.images.shape == last.images.shape
         return first if matches else None
 
+    @property
+    def classes(self) -> np.ndarray:
+        """The class that each image of the last set grew from; a learned label may drift off it."""
+        known = self.first or self.last
+        return np.zeros(0, np.int32) if known is None else known.classes
+
     def step_path(self, step: int) -> Path:
         """Where the set of one iteration is saved."""
         return self.workdir / "distilled" / f"step_{step}.safetensors"

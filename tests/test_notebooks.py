@@ -116,11 +116,20 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             notebook = _run(name, folder, small=False)
         for cell in notebook.cells:
-            # matplotlib's text beside each picture says where the figure lies in memory.
             for output in cell.get("outputs", []):
                 if "image/png" in output.get("data", {}):
-                    output["data"]["text/plain"] = "<picture>"
+                    _shrink(output["data"])
         nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+def _shrink(data: dict) -> None:
+    """A picture in 256 colours, without the text that says where the figure lay in memory."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(256).save(buffer, "PNG", optimize=True)
+    data.update({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": ""})
 
 
 if __name__ == "__main__":

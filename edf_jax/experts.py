@@ -205,6 +205,8 @@ def train_experts(
                 for group, epochs in plan.items():
                     if epochs:
                         train_group(group, epochs, writer, on_row)
+    # Experts that are trained again have their rows among those of a first time.
+    metrics.sort("experts", before=("distill", "evaluate"))
     if config.experts.keep == "needed" and not config.experts.dir:
         _drop_epochs(store, _groups(store, config), wanted)
     accuracies: list[float] = []

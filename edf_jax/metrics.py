@@ -134,6 +134,19 @@ class MetricsWriter:
             self._close_writer(stage)
             self._writer(stage, purge_step=step + 1)
 
+    def sort(self, stage: str, before: tuple[str, ...]) -> None:
+        """Puts `stage`'s rows in the order of their steps, and before those of other stages."""
+        rows = _read(self._path)[0]
+        own = sorted((row for row in rows if row[1]["stage"] == stage), key=lambda r: r[1]["step"])
+        others = [row for row in rows if row[1]["stage"] != stage]
+        at = [i for i, (_, row) in enumerate(others) if row["stage"] in before]
+        place = at[0] if at else len(others)
+        ordered = [*others[:place], *own, *others[place:]]
+        if ordered != rows:
+            self._file.close()
+            _replace(self._path, [line for line, _ in ordered])
+            self._file = open(self._path, "a", buffering=1, encoding="utf-8")
+
     def close(self) -> None:
         """Writes what is left; the writer is of no use after that."""
         self._file.close()

@@ -14,6 +14,7 @@ _CONFIG = ROOT / "configs" / "cluttered_digits.py"
 _SETTINGS = {
     "data.resolution": 16,
     "model.width": 4,
+    "model.depth": 1,
     "experts.num": 3,
     "experts.group": 2,
     "experts.epochs": 4,
@@ -70,16 +71,25 @@ def contents(workdir: Path) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for record in sorted(workdir.glob("**/digests.json")):
-        name = record.parent.relative_to(workdir)
-        for array, values in storage.load_arrays(record.parent).items():
+        name = str(record.parent.relative_to(workdir))
+        try:
+            arrays = storage.load_arrays(record.parent)
+        except storage.DamagedFile:
+            found[name] = "damaged"
+            continue
+        for array, values in arrays.items():
             found[f"{name}/{array}"] = storage.digest(values)
         details = storage.load_details(record.parent)
         found[f"{name} details"] = storage.digest_of_record(_content(details))
     for path in sorted((workdir / "distilled").glob("*.safetensors")):
-        tensors, metadata = storage.load_tensors(path, "edf_jax distilled set 1")
+        try:
+            tensors, metadata = storage.load_tensors(path, "edf_jax distilled set 1")
+        except storage.DamagedFile:
+            found[f"distilled/{path.name}"] = "damaged"
+            continue
         for tensor, values in tensors.items():
-            found[f"{path.name}/{tensor}"] = storage.digest(values)
-        found[f"{path.name} step"] = metadata["step"]
+            found[f"distilled/{path.name}/{tensor}"] = storage.digest(values)
+        found[f"distilled/{path.name} step"] = metadata["step"]
     for number, row in enumerate(read_metrics(workdir)):
         found[f"metrics row {number}"] = json.dumps(_content(row), sort_keys=True)
     for name in ("evaluation.json", "result.json", "experts/store.json"):

@@ -100,7 +100,7 @@ def load(folder: str, digest: str) -> tuple[np.ndarray, np.ndarray]:
             f"The ZCA matrix {path.name} is not in {folder}: prepare the dataset again with the "
             "same settings, or copy the file there."
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         stacked = None
     if stacked is None or hashlib.sha256(stacked.tobytes()).hexdigest() != digest:
         raise UserError(f"The ZCA matrix {path} is damaged: remove it and prepare the data again.")
@@ -119,7 +119,7 @@ def load_inverse(folder: str, digest: str) -> np.ndarray:
             probe = np.random.default_rng(0).standard_normal(len(matrix)).astype(np.float32)
             if np.allclose(matrix @ (inverse @ probe), probe, atol=1e-2):
                 return inverse
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             pass
     inverse = np.linalg.inv(matrix.astype(np.float64)).astype(np.float32)
     _write(path, inverse)

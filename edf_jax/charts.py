@@ -35,6 +35,7 @@ DARK = Theme("#161b22", "#e8edf3", "#97a3b3", "#2c343f", "#5ab0ff", "#f0a13a", "
 
 DPI = 200
 _CHART_INCHES = (3.9, 2.5)
+_MOST_BARS = 80
 
 
 def loss_curve(
@@ -236,6 +237,54 @@ def comparison(
             fontsize=8,
         )
     axes.set_title(title, loc="left", color=theme.ink, fontsize=9, fontweight="bold", wrap=True)
+    return png(figure)
+
+
+def bars(
+    labels: Sequence[str],
+    values: Sequence[float],
+    marks: Sequence[str],
+    *,
+    title: str,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """A bar for each label, the first on top; of very many the first and the last.
+
+    Args:
+      labels: what the bars are of.
+      values: their lengths.
+      marks: of each, a word that bars of one colour share, or "".
+      title: of the chart.
+    """
+    from matplotlib.figure import Figure
+
+    shown = list(range(len(labels)))
+    if len(shown) > _MOST_BARS:
+        half = _MOST_BARS // 2
+        shown = shown[:half] + shown[-half:]
+        title = f"{title} (the {half} highest and lowest of {len(labels)})"
+    figure = Figure(
+        (_CHART_INCHES[0], 0.9 + 0.17 * len(shown)), dpi=DPI // 2, layout="constrained"
+    )
+    figure.set_facecolor(theme.background)
+    axes = figure.subplots()
+    _bare(axes, theme, grid="x")
+    colours = dict(zip(sorted({mark for mark in marks if mark}), (theme.full, theme.random)))
+    for mark in dict.fromkeys(marks[i] for i in shown):
+        rows = [row for row, i in enumerate(shown) if marks[i] == mark]
+        axes.barh(
+            [-row for row in rows],
+            [values[shown[row]] for row in rows],
+            color=colours.get(mark, theme.distilled),
+            label=mark or None,
+            height=0.7,
+        )
+    axes.set_yticks([-row for row in range(len(shown))], [labels[i] for i in shown])
+    axes.tick_params(axis="y", labelcolor=theme.ink, labelsize=6.5)
+    axes.set_ylim(0.6 - len(shown), 0.6)
+    if colours:
+        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=7, loc="lower right")
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=8, fontweight="bold", wrap=True)
     return png(figure)
 
 

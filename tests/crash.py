@@ -132,12 +132,19 @@ def crash(kills: int, seed: int, folder: Path, *, tell=print) -> tuple[int, int,
         if target is not None and sitting.kill_in(target, rng.uniform(0, lasts[target])):
             killed, resumed = killed + 1, resumed + interrupted
             interrupted = True
-            targets.remove(target)
+            if sitting.stage == target:
+                targets.remove(target)
+            else:
+                # Later than meant: by now programs are compiled, or part of the stage is done.
+                lasts[target] *= 0.6
+                targets.remove(sitting.stage if sitting.stage in targets else target)
             hit[sitting.stage] += 1
             furthest = max(furthest, _STAGES.index(sitting.stage))
             tell(f"kill {killed}: {sitting.seconds:.1f} s after its start, in {sitting.stage}")
             continue
         status = sitting.end()
+        if target is not None:
+            lasts[target] *= 0.6
         if status:
             raise RuntimeError(f"run {run} ended with {status}:\n{''.join(sitting.lines)}")
         resumed += interrupted

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from edf_jax import console, gradcam, preemption, randomness, storage
+from edf_jax import console, gradcam, randomness, storage
 from edf_jax.comp_dd.images import Collection, LabelledImages, open_collection
 from edf_jax.comp_dd.judges import Judge, choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
@@ -149,7 +149,6 @@ def measure_images(
             readable = [pixels is not None for pixels, _ in batch]
             found[-1] = jnp.where(np.resize(readable, _BATCH), found[-1], jnp.nan)
             bar.update(len(batch))
-            preemption.stop_if_asked()
     if lost:
         _log.warning("%d images can't be read and are left out: %s", len(lost), "; ".join(lost[:3]))
     return np.concatenate([np.asarray(part) for part in found])[: len(positions)]
@@ -194,8 +193,7 @@ def _run(argv: list[str]) -> int:
         values.config.cam.method = PUBLISHED_METHOD
     config = resolve(values.config)
     workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
-    with preemption.listening():
-        result = run(config, workdir, per_class=values.per_class, count=values.select)
+    result = run(config, workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()
     print("RESULT " + json.dumps(result), flush=True)
     return 0

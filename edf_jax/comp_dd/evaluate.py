@@ -1,0 +1,203 @@
+"""The command that scores anyone's distilled images on a subset of Comp-DD.
+
+    python -m edf_jax.comp_dd.evaluate --data_path=/data/imagenet --distilled=logged_files/bird \\
+        --category=bird --subset=easy --model=ConvNetD5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from edf_jax import console
+from edf_jax.comp_dd import find_comp_dd
+from edf_jax.errors import UserError
+
+_DESCRIPTION = """\
+Trains networks from scratch on distilled images of a Comp-DD subset, and tests them on ImageNet's
+validation images of its ten classes. Prints a table, and last one line: RESULT {json}."""
+# What a message calls a key, and what this command does.
+_FLAGS = {
+    "evaluate.distilled": "--distilled",
+    "evaluate.networks": "--model",
+    "evaluate.num": "--num",
+    "evaluate.epochs": "--epochs",
+    "evaluate.batch": "--batch",
+    "evaluate.protocol": "--protocol",
+    "evaluate.baselines": "--baselines",
+    "--config.data.path": "--data_path",
+    "data.path": "--data_path",
+    "data.resolution": "--im_size",
+    "model.name": "--model",
+}
+
+# A network as its name says.
+_PLAIN_MODEL = {
+    "model.width": 0,
+    "model.depth": 0,
+    "model.norm": "",
+    "model.activation": "",
+    "model.pooling": "",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m edf_jax.comp_dd.evaluate", description=_DESCRIPTION, allow_abbrev=False
+    )
+
+    def add(name: str, told: str, **options: Any) -> None:
+        parser.add_argument(f"--{name}", help=told, **options)
+
+    add("data_path", "ImageNet: train/<WordNet id>/*, val/<WordNet id>/*", required=True)
+    add(
+        "distilled",
+        "a run, a .safetensors or .npz file, the .pt files of the official code (their folder or "
+        "images_best.pt), or a folder of images",
+        required=True,
+    )
+    add("category", "bird, car, dog, fish, snake, insect, round or music", required=True)
+    add("subset", "easy or hard", required=True)
+    add("model", "network to train (default: the one that the images were distilled with)")
+    add("im_size", "side of the images, pixels (default 128)", type=int, default=128)
+    add("num", "networks (default 5)", type=int, default=5)
+    add("epochs", "epochs of each (default 1000)", type=int, default=1000)
+    add("batch", "batch size (default 128)", type=int, default=128)
+    add("protocol", "plain, rded or sre2l (default plain)", default="plain")
+    add("baselines", "real images beside: random, herding, k_centre (default none)", default="")
+    add("seed", "fixes everything random (default 0)", type=int, default=0)
+    add("cache_dir", "where prepared images lie (default: the user's cache)", default="")
+    add("out", "a file for all figures as JSON")
+    return parser.parse_args(arguments)
+
+
+def make_config(options: argparse.Namespace):
+    """The config that a command asks for, resolved.
+
+    Raises:
+        UserError: there is no such subset, or a value is impossible.
+    """
+    from edf_jax.published import config
+
+    subset = find_comp_dd(options.category, options.subset)
+    return _changed(
+        config("comp_dd", f"{subset.name}_ipc1"),
+        {
+            "seed": options.seed,
+            "data.path": options.data_path,
+            "data.resolution": options.im_size,
+            "data.cache_dir": options.cache_dir,
+            "evaluate.distilled": options.distilled,
+            "evaluate.num": options.num,
+            "evaluate.epochs": options.epochs,
+            "evaluate.batch": options.batch,
+            "evaluate.protocol": options.protocol,
+            "evaluate.baselines": options.baselines,
+        },
+    )
+
+
+def evaluate(config, model: str | None = None) -> dict[str, Any]:
+    """Figures of a distilled set on a Comp-DD subset, by the protocols of `edf_jax.evaluate`.
+
+    Args:
+        config: resolved; `evaluate.distilled` says which set.
+        model: the network to train; None is the one that the set was distilled with, where the
+            set says, else that of the config.
+
+    Returns:
+        See `edf_jax.evaluate.stage.evaluate_run`.
+
+    Raises:
+        UserError: the data or the set is not there, or they don't fit.
+    """
+    from edf_jax import devices, stages
+    from edf_jax.evaluate import subjects
+    from edf_jax.evaluate.stage import evaluate_run
+
+    devices.set_up(config.precision, deterministic=config.deterministic)
+    dataset = stages.prepare(config)
+    subject = subjects.read(config.evaluate.distilled, dataset.info)
+    config = _with_model(config, subject.config, model, dataset.info)
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate_run(config, dataset, [], pathlib.Path(folder))
+
+
+def _with_model(config, own: Mapping[str, Any], model: str | None, info):
+    """The config with the right network as its own: the one that a learned rate is used on.
+
+    That is the network that the set was distilled with; of a set that doesn't say, whichever is
+    asked for.
+    """
+    from edf_jax.config import SCHEMA
+    from edf_jax.experts import network_for
+
+    told = {name: own[name] for name in own if name.startswith("model.") and name in SCHEMA}
+    asked = {} if model is None else {**_PLAIN_MODEL, "model.name": model}
+    if not told:
+        return _changed(config, asked)
+    matched = _changed(config, told)
+    if model is None or network_for(_changed(config, asked), info) == network_for(matched, info):
+        return matched
+    return _changed(matched, {"evaluate.networks": model})
+
+
+def _changed(config, values: Mapping[str, Any]):
+    """A resolved copy of a config with other values."""
+    from edf_jax.config import default_config, flatten, resolve
+
+    return resolve(default_config(**{**flatten(config), **values}))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edf_jax import storage
+    from edf_jax.run_table import result_table
+
+    config = make_config(options)
+    result = evaluate(config, options.model)
+    result = {"category": options.category, "subset": options.subset, **result}
+    if options.out:
+        storage.write_text(pathlib.Path(options.out), json.dumps(result, indent=1) + "\n")
+    print(result_table(result))
+    sys.stdout.flush()
+    row = result["rows"][0]
+    shown = ("network", "protocol", "mean", "std", "num_eval", "rate", "rate_from")
+    line = {"category": options.category, "subset": options.subset}
+    line |= {name: row[name] for name in shown}
+    print("RESULT " + json.dumps(line), flush=True)
+    return 0
+
+
+def _in_flags(message: str) -> str:
+    """A message about config keys as one about this command's flags."""
+    for key, flag in _FLAGS.items():
+        message = message.replace(key, flag)
+    return message
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
+
+    def run() -> int:
+        try:
+            options = _parse(arguments)
+            console.speak_in_lines()
+            return _run(options)
+        except UserError as error:
+            raise UserError(_in_flags(str(error))) from error
+
+    return console.exit_status(run, name="edf_jax.comp_dd.evaluate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

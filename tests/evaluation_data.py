@@ -37,6 +37,7 @@ def make_config(**values):
         "model.depth": 1,
         "experts.num": 2,
         "experts.epochs": 2,
+        "augment.strategy": "flip",
         "distill.ipc": 2,
         "distill.expert_epochs": 1,
         "distill.max_start_epoch": 1,

@@ -28,6 +28,7 @@ from edf_jax import console, gradcam, randomness, storage
 from edf_jax.comp_dd.images import Collection, LabelledImages, open_collection
 from edf_jax.comp_dd.judges import Judge, choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
+from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.preprocess import in_workers
 from edf_jax.data.subsets import imagenet_classes
@@ -217,10 +218,14 @@ def run(config, workdir: pathlib.Path, *, per_class: int = 0, count: int = 0) ->
     from edf_jax import devices
 
     devices.set_up(config.precision, deterministic=config.deterministic)
+    planned = describe_dataset(config.data)
+    if not planned.available:
+        raise UserError(planned.advice)
+    if count:
+        # Before anything is trained.
+        select([0.0] * planned.num_classes, count)
     judge = choose_judge(config, workdir)
     collection = open_collection(config.data, judge.resolution, colour=judge.channels == 3)
-    if count:
-        select([0.0] * len(collection.class_names), count)
     _log.info("complexity: %s of %s", config.cam.method, judge.name)
     labels = collection.train.labels
     positions = _some_of_each(labels, per_class, config.seed)

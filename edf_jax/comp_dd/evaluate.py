@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from edf_jax import console
 from edf_jax.comp_dd import find_comp_dd
+from edf_jax.data import describe_dataset
 from edf_jax.errors import UserError
 
 _DESCRIPTION = """\
@@ -126,6 +127,12 @@ def evaluate(config, model: str | None = None) -> dict[str, Any]:
     from edf_jax.evaluate.stage import evaluate_run
 
     devices.set_up(config.precision, deterministic=config.deterministic)
+    planned = describe_dataset(config.data)
+    if not planned.available:
+        raise UserError(planned.advice)
+    # Before any image is prepared.
+    stages.check_files(config, planned)
+    _with_model(config, {}, model, planned)
     dataset = stages.prepare(config)
     subject = subjects.read(config.evaluate.distilled, dataset.info)
     config = _with_model(config, subject.config, model, dataset.info)
@@ -180,6 +187,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _in_flags(message: str) -> str:
     """A message about config keys as one about this command's flags."""
+    message = message.replace("config key ", "")
     for key, flag in _FLAGS.items():
         message = message.replace(key, flag)
     return message

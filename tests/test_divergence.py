@@ -69,7 +69,8 @@ def test_a_run_that_stops_keeps_the_last_good_set_and_goes_on_when_told_to(store
 def test_a_step_that_would_leave_the_finite_numbers_is_not_taken():
     options = tiny.config(**{"distill.lr_img": 1e30}).distill
     initial = tiny.initial_set()
-    values = Learnable(*(jnp.asarray(x, jnp.float32) for x in (initial.images, initial.labels, 0.1)))
+    numbers = (initial.images, initial.labels, initial.alpha)
+    values = Learnable(*(jnp.asarray(x, jnp.float32) for x in numbers))
     state = initial_state(options, values)
     gradients = jax.tree.map(lambda x: jnp.full_like(x, 1e10), values)
     after, skipped = outer_step(

@@ -284,7 +284,9 @@ def _fault(config, it: int, used: list[Pair], row: dict[str, Any]) -> str | None
     diverged = not row["loss"] <= DIVERGED_LOSS
     if not diverged and (not row["skipped"] or 0 < threshold < row["loss"]):
         return None
-    what = f"the matching loss is {row['loss']:.4g}" if diverged else "a gradient or step isn't finite"
+    what = "a gradient or step isn't finite"
+    if diverged:
+        what = f"the matching loss is {row['loss']:.4g}"
     where = "; ".join(f"expert {pair.expert}, start epoch {pair.start_epoch}" for pair in used)
     return f"iteration {it}: {what} ({where})"
 

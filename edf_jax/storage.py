@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from edf_jax.errors import UserError
 
 _ARRAYS = "arrays"
 _DIGESTS = "digests.json"
+_REMOVALS, _REMOVAL_SECONDS = 20, 0.1
 # What a killed process can leave of a file or folder on its way in or out.
 _LEFTOVERS = ("*.tmp", ".*.old")
 
@@ -308,8 +310,13 @@ def _removed_on_failure(temporary: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        with contextlib.suppress(OSError):
-            _delete(temporary)
+        # Orbax's threads may still be writing: what they make after us is removed too.
+        for _ in range(_REMOVALS):
+            with contextlib.suppress(OSError):
+                _delete(temporary)
+            time.sleep(_REMOVAL_SECONDS)
+            if not temporary.exists():
+                break
         raise
 
 

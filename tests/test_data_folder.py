@@ -181,7 +181,7 @@ def test_a_class_without_readable_images_is_named(tmp_path):
     root = tmp_path / "pets"
     write_folder(root, ["a", "b"], train=1, test=1)
     next((root / "train" / "b").iterdir()).write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"class b .*empty file"):
+    with pytest.raises(UserError, match=r"class b .*empty file"):
         _load(root, tmp_path)
 
 

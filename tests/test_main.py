@@ -143,7 +143,7 @@ def test_a_second_process_and_another_value_are_refused(whole, capsys):
     assert _main(whole, distill__lr_img=3.0) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "distill.lr_img=100.0, not 3.0" in said
+    assert "distill.lr_img=1000.0, not 3.0" in said
 
 
 def test_configs_are_found_from_anywhere_and_ones_own_too(tmp_path, capsys, monkeypatch):

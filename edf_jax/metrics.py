@@ -7,6 +7,7 @@ drawn from; the others are copies for watching.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ import os
 import secrets
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,7 @@ class MetricsWriter:
         self._file.write(json.dumps({**row, "check": _check(row)}, allow_nan=False) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, (bool, int, float))}
         for name, value in numbers.items():
-            if self._tensorboard:
-                self._writer(stage).add_scalar(f"{stage}/{name}", value, int(step))
+            self._show(stage, "add_scalar", f"{stage}/{name}", value, int(step))
         if self._wandb is not None and step > self._wandb_sent.get(stage, -1):
             charts = {f"{stage}/{name}": value for name, value in numbers.items()}
             self._wandb.log({**charts, f"{stage}/step": int(step)})
@@ -97,8 +98,8 @@ class MetricsWriter:
         pixels = np.asarray(images)
         if pixels.shape[-1] == 1:
             pixels = np.repeat(pixels, 3, axis=-1)
-        add = self._writer(stage).add_images if pixels.ndim == 4 else self._writer(stage).add_image
-        add(f"{stage}/{name}", pixels, step, dataformats="NHWC" if pixels.ndim == 4 else "HWC")
+        add, form = ("add_images", "NHWC") if pixels.ndim == 4 else ("add_image", "HWC")
+        self._show(stage, add, f"{stage}/{name}", pixels, step, dataformats=form)
 
     def histogram(self, step: int, stage: str, name: str, values) -> None:
         """Sends the distribution of the finite `values` (any shape) to TensorBoard."""
@@ -107,7 +108,7 @@ class MetricsWriter:
         flat = np.asarray(values, np.float64).ravel()
         flat = flat[np.isfinite(flat)]
         if flat.size:
-            self._writer(stage).add_histogram(f"{stage}/{name}", flat, step)
+            self._show(stage, "add_histogram", f"{stage}/{name}", flat, step)
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The stage's rows so far, as `read_metrics` reads them."""
@@ -131,8 +132,9 @@ class MetricsWriter:
         # W&B cannot take rows back: those it has are not sent a second time.
         self._wandb_sent[stage] = last
         if self._tensorboard and last > step:
-            self._close_writer(stage)
-            self._writer(stage, purge_step=step + 1)
+            with self._without_tensorboard_on_failure():
+                self._close_writer(stage)
+                self._writer(stage, purge_step=step + 1)
 
     def sort(self, stage: str, before: tuple[str, ...]) -> None:
         """Puts `stage`'s rows in the order of their steps, and before those of other stages."""
@@ -149,28 +151,73 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes what is left; the writer is of no use after that."""
+        with self._without_tensorboard_on_failure():
+            for stage in list(self._events):
+                self._close_writer(stage)
         self._file.close()
-        for stage in list(self._events):
-            self._close_writer(stage)
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
+
+    def _show(self, stage: str, method: str, *arguments, **options) -> None:
+        if self._tensorboard:
+            with self._without_tensorboard_on_failure():
+                getattr(self._writer(stage), method)(*arguments, **options)
+
+    @contextlib.contextmanager
+    def _without_tensorboard_on_failure(self) -> Iterator[None]:
+        """Goes on without the events if they can't be written: they are only copies."""
+        try:
+            yield
+        except OSError as error:
+            self._tensorboard = False
+            self._events.clear()
+            _log.warning("TensorBoard events can't be written, and end here: %s", error)
 
     def _writer(self, stage: str, purge_step: int | None = None):
         # A folder for each stage: TensorBoard forgets purged steps of a whole folder.
         if stage not in self._events:
             from tensorboardX import SummaryWriter
 
-            self._events[stage] = SummaryWriter(
-                str(self._workdir / "tensorboard" / stage),
-                purge_step=purge_step,
-                flush_secs=_TENSORBOARD_FLUSH_SECONDS,
+            writer = SummaryWriter(
+                str(self._workdir / "tensorboard" / stage), purge_step=purge_step
             )
+            writer.file_writer.event_writer = _DirectEvents(writer.file_writer.event_writer)
+            self._events[stage] = writer
         return self._events[stage]
 
     def _close_writer(self, stage: str) -> None:
         if stage in self._events:
             self._events.pop(stage).close()
+
+
+class _DirectEvents:
+    """Writes TensorBoard's events where they arise.
+
+    tensorboardX has a thread for that, behind a queue of ten events: the thread dies of a full
+    disk, and the queue then blocks for ever.
+    """
+
+    def __init__(self, threaded):
+        threaded._worker.stop()
+        self._file = threaded._ev_writer
+        self._open = True
+        self._flushed = time.monotonic()
+
+    def add_event(self, event) -> None:
+        self._file.write_event(event)
+        if time.monotonic() - self._flushed > _TENSORBOARD_FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        self._file.flush()
+
+    def close(self) -> None:
+        # Once only: tensorboardX closes again when the process ends, and would fail again.
+        if self._open:
+            self._open = False
+            self._file.close()
 
 
 def read_metrics(workdir: str | Path, stage: str | None = None) -> list[dict[str, Any]]:

@@ -99,31 +99,43 @@ def make_epoch(
         del shown
         return jax.random.permutation(key, count), None
 
-    chosen_order = order or everything
-
+    order = order or everything
     if isinstance(images, jax.Array):
+        return _held_epoch(recipe, images, labels, order)
+    return _streamed_epoch(recipe, images, labels, order, workers, chunk_bytes)
 
-        @jax.jit
-        def whole(states, keys, rate, shown, images, labels):
-            def one(state, key):
-                order_key, step_key = jax.random.split(key)
-                positions, num = chosen_order(order_key, shown)
-                return training.train_epoch(
-                    recipe, state, images, labels, positions, step_key, rate, count=num
-                )
 
-            return training.for_each_network(one)(states, keys)
+def _held_epoch(
+    recipe: training.Recipe, images: jax.Array, labels: np.ndarray, order: Order
+) -> Epoch:
+    @jax.jit
+    def whole(states, keys, rate, shown, images, labels):
+        def one(state, key):
+            order_key, step_key = jax.random.split(key)
+            positions, num = order(order_key, shown)
+            return training.train_epoch(
+                recipe, state, images, labels, positions, step_key, rate, count=num
+            )
 
-        on_device = jnp.asarray(labels)
-        return lambda states, keys, rate, shown=None: whole(
-            states, keys, rate, shown, images, on_device
-        )
+        return training.for_each_network(one)(states, keys)
 
+    held = jnp.asarray(labels)
+    return lambda states, keys, rate, shown=None: whole(states, keys, rate, shown, images, held)
+
+
+def _streamed_epoch(
+    recipe: training.Recipe,
+    images: np.ndarray,
+    labels: np.ndarray,
+    order: Order,
+    workers: int,
+    chunk_bytes: int,
+) -> Epoch:
     @jax.jit
     def cut(keys, shown):
         def one(key):
             order_key, step_key = jax.random.split(key)
-            positions, num = chosen_order(order_key, shown)
+            positions, num = order(order_key, shown)
             return training.cut(recipe, positions, step_key, num)
 
         return jax.lax.map(one, keys)
@@ -144,18 +156,17 @@ def make_epoch(
 
         return training.for_each_network(one)(states, images, labels, batch)
 
-    def streamed(states, keys, rate, shown=None):
+    def epoch(states, keys, rate, shown=None):
         batches, last = cut(keys, shown)
         networks, steps, size = batches.positions.shape
         used = steps
         if batches.mask is not None:
             used = int(np.asarray(batches.mask[0]).any(axis=1).sum())
-        each = max(1, chunk_bytes // (networks * size * images[:1].nbytes))
-        each = min(each, steps)
+        each = min(steps, max(1, chunk_bytes // (networks * size * images[:1].nbytes)))
         ahead, losses = _Ahead(), []
         for start, chunk, chosen in _chunks_of(images, labels, batches, each, used, workers):
-            now = min(each, used - start)
-            states, loss = train(states, chunk, *chosen, jnp.int32(now), rate)
+            now = jnp.int32(min(each, used - start))
+            states, loss = train(states, chunk, *chosen, now, rate)
             losses.append(loss)
             ahead.wait(loss)
         if last is not None:
@@ -168,7 +179,7 @@ def make_epoch(
             used += 1
         return states, jnp.sum(jnp.concatenate(losses, axis=1), axis=1) / used
 
-    return streamed
+    return epoch
 
 
 def _chunks_of(

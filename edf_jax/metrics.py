@@ -205,19 +205,24 @@ class _DirectEvents:
         self._flushed = time.monotonic()
 
     def add_event(self, event) -> None:
-        self._file.write_event(event)
+        self._try(self._file.write_event, event)
         if time.monotonic() - self._flushed > _TENSORBOARD_FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         self._flushed = time.monotonic()
-        self._file.flush()
+        self._try(self._file.flush)
 
     def close(self) -> None:
-        # Once only: tensorboardX closes again when the process ends, and would fail again.
+        self._try(self._file.close)
+        self._open = False
+
+    def _try(self, act, *arguments) -> None:
+        # After a failure no more: tensorboardX closes again as the process ends, and fails again.
         if self._open:
             self._open = False
-            self._file.close()
+            act(*arguments)
+            self._open = True
 
 
 def read_metrics(workdir: str | Path, stage: str | None = None) -> list[dict[str, Any]]:

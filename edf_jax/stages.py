@@ -288,9 +288,9 @@ def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
     if config.cam.weights:
         _imported_cam_network(config, info)
     if config.teacher.weights:
-        from edf_jax.evaluate.teacher import read_teacher, teacher_network
+        from edf_jax.evaluate.teacher import import_teacher
 
-        read_teacher(pathlib.Path(config.teacher.weights), teacher_network(config, info))
+        import_teacher(config, info)
     if config.evaluate.distilled:
         from edf_jax.evaluate import subjects
 
@@ -332,6 +332,8 @@ def choose_cam_network(
     own = jnp.arange(dataset.info.num_classes)
     if config.cam.network == "trained":
         found = teacher()
+        if found.class_indices is not None:
+            own = jnp.asarray(found.class_indices)
         return CamNetwork(found.network, found.theta, found.batch_stats, own, found.name)
     last = config.experts.epochs
     return CamNetwork(

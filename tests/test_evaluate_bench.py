@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -163,6 +164,26 @@ def test_a_teacher_is_imported_from_a_state_dict(dataset, tmp_path):
     wrong = make_config(**{"teacher.weights": str(path), "teacher.width": 8})
     with pytest.raises(UserError, match="weights.safetensors"):
         get_teacher(wrong, dataset, tmp_path)
+
+
+def test_an_imagenet_teacher_labels_a_subset_of_its_classes(dataset, tmp_path):
+    indices = (5, 900, 7)
+    info = dataclasses.replace(dataset.info, imagenet_indices=indices)
+    config = make_config(**{"teacher.weights": str(tmp_path / "imagenet.safetensors")})
+    network = teacher_network(config, info, num_classes=1000)
+    theta, batch_stats = network.init(jax.random.key(3))
+    write_teacher(tmp_path / "imagenet.safetensors", network, theta, batch_stats, {})
+    data = dataclasses.replace(dataset, info=info)
+    found = get_teacher(config, data, tmp_path)
+    inputs = jnp.asarray(info.normalisation.apply(dataset.test.images))
+    expected = network.apply(theta, inputs, batch_stats)[:, list(indices)]
+    np.testing.assert_allclose(found.logits(found.arrays, inputs), expected, atol=1e-5)
+    right = (np.argmax(expected, axis=1) == dataset.test.labels).mean()
+    assert found.accuracy == pytest.approx(100 * right)
+    bench = _bench(config, data, tmp_path, get_teacher=lambda: found)
+    assert bench.baseline("real_soft", 2).labels.shape == (6, 3)
+    with pytest.raises(UserError, match="1000 classes"):
+        get_teacher(config, dataset, tmp_path)
 
 
 def test_a_killed_training_of_a_teacher_goes_on(dataset, tmp_path, monkeypatch):

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import randomness, storage, synthetic, training
+from edf_jax import randomness, storage
 from edf_jax.config import baseline_rates, flatten
 from edf_jax.data import Dataset
 from edf_jax.errors import UserError
-from edf_jax.evaluate import baselines, fkd, protocols, subjects
+from edf_jax.evaluate import fkd, protocols
 from edf_jax.evaluate.networks import MATCHED, find_network
 from edf_jax.evaluate.plain import Evaluator
+from edf_jax.evaluate.real_images import RealImages, RealNetworks
 from edf_jax.evaluate.subjects import Subject
 from edf_jax.evaluate.teacher import Teacher
 from edf_jax.evaluate.trials import OnEpochs, Trials
@@ -59,23 +60,6 @@ class Trial:
     keep_labels: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class RealNetworks:
-    """Networks trained on the real data, whose features and labels baselines are made of.
-
-    Attributes:
-        network: their architecture.
-        snapshot: `k -> (theta, batch_stats)` of each.
-        count: how many there are.
-        name: which they are, for people.
-    """
-
-    network: Network
-    snapshot: Callable[[int], tuple[jax.Array, Any]]
-    count: int
-    name: str
-
-
 class Bench:
     """Makes trials and their programs; each program is compiled once."""
 
@@ -101,7 +85,9 @@ class Bench:
         self.config, self.dataset = config, dataset
         self._folder = workdir / "fkd"
         self._get_teacher = functools.cache(get_teacher)
-        self._real_networks = real_networks
+        self._real_images = RealImages(
+            config, dataset, lambda: real_networks or _of_teacher(self.teacher)
+        )
         self._evaluators: dict[tuple, Trials] = {}
         self._baselines: dict[tuple[str, int], Subject] = {}
         self._test, self._prepare = place(
@@ -328,64 +314,8 @@ class Bench:
             ipc: images per class.
         """
         if (name, ipc) not in self._baselines:
-            self._baselines[name, ipc] = self._make_baseline(name, ipc)
+            self._baselines[name, ipc] = self._real_images.choose(name, ipc)
         return self._baselines[name, ipc]
-
-    def _make_baseline(self, name: str, ipc: int) -> Subject:
-        train, info = self.dataset.train, self.dataset.info
-        if name in ("random", "real_soft"):
-            rng = randomness.host_stream(self.config.seed, "random baseline")
-            chosen = synthetic.choose_random(rng, train.labels, ipc)
-            note = "random, their own labels"
-        else:
-            choose = {"herding": baselines.herding, "k_centre": baselines.k_centre}[name]
-            features, source = self._features
-            chosen = choose(features, train.labels, ipc)
-            note = f"by the features of {source}"
-        subject = subjects.of_real(train.images, train.labels, chosen, info, note)
-        return self._with_soft_labels(subject) if name == "real_soft" else subject
-
-    @functools.cached_property
-    def _features(self) -> tuple[np.ndarray, str]:
-        """Features `[N, F]` of all training images, and whose they are."""
-        source = self._source
-        theta, batch_stats = source.snapshot(0)
-        images, prepare = place(
-            self.dataset.train.images,
-            self.dataset.info.normalisation,
-            self.config.data.on_device,
-        )
-
-        @jax.jit
-        def features(theta, batch_stats, images):
-            maps = source.network.features(theta, prepare(images), batch_stats)
-            return maps.reshape(len(images), -1)
-
-        parts = [
-            np.asarray(features(theta, batch_stats, images[i : i + 256]))
-            for i in range(0, len(images), 256)
-        ]
-        return np.concatenate(parts), source.name
-
-    def _with_soft_labels(self, subject: Subject) -> Subject:
-        """Logits averaged over the networks that are right, as distillation starts from."""
-        source = self._source
-        predict = jax.jit(
-            lambda theta, stats, x: training.predict(source.network, theta, stats, x, lambda y: y)
-        )
-        inputs = jnp.asarray(subject.images)
-        logits = jnp.stack([predict(*source.snapshot(k), inputs) for k in range(source.count)])
-        labels = synthetic.average_labels(logits, jnp.asarray(subject.classes))
-        return dataclasses.replace(
-            subject, labels=np.asarray(labels, np.float32), note=f"random, labels of {source.name}"
-        )
-
-    @property
-    def _source(self) -> RealNetworks:
-        if self._real_networks is not None:
-            return self._real_networks
-        teacher = self.teacher
-        return RealNetworks(teacher.network, lambda _: teacher.arrays, 1, teacher.name)
 
 
 def search_rate(
@@ -428,6 +358,12 @@ def images_per_class(subject: Subject) -> int:
             "a comparison with real images needs one a class"
         )
     return ipc
+
+
+def _of_teacher(teacher: Teacher) -> RealNetworks:
+    return RealNetworks(
+        teacher.network, lambda _: teacher.arrays, 1, teacher.name, teacher.class_indices
+    )
 
 
 def _sizes(table: fkd.Table, subject: Subject, path: pathlib.Path | None) -> dict[str, Any]:

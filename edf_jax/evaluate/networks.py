@@ -33,7 +33,13 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def find_network(
-    config, info, name: str, *, width: int = 0, batch_norm: bool = False
+    config,
+    info,
+    name: str,
+    *,
+    width: int = 0,
+    batch_norm: bool = False,
+    num_classes: int | None = None,
 ) -> Network:
     """A network by name, for a dataset's images and classes.
 
@@ -43,6 +49,7 @@ def find_network(
         name: from the registry; `MATCHED` or '' is the distilling network, with `model.*`.
         width: its channels, where it takes them and its name doesn't say; 0 is its own.
         batch_norm: whether it has batch norm, where it can choose and its name doesn't say.
+        num_classes: another number than the dataset's.
 
     Raises:
         UserError: there is no such network, or it doesn't fit the images.
@@ -60,7 +67,7 @@ def find_network(
         options["norm"] = "batch"
     return build_network(
         name,
-        num_classes=info.num_classes,
+        num_classes=num_classes or info.num_classes,
         image_shape=info.image_shape,
         convolution=choose_convolution(model.convolution),
         dtype=devices.compute_dtype(config.precision),

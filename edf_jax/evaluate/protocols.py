@@ -191,7 +191,7 @@ def make_table(
             epochs,
             len(images),
             images.shape[1:3],
-            teacher.network.num_classes,
+            jax.eval_shape(teacher.logits, arrays, images).shape[1],
             batch,
             augmented=augmented,
         )

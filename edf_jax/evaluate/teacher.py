@@ -27,12 +27,14 @@ from edf_jax.errors import UserError
 from edf_jax.evaluate import views
 from edf_jax.evaluate.networks import find_network
 from edf_jax.metrics import MetricsWriter
-from edf_jax.models import Network, torch_layout
+from edf_jax.models import Network, pretrained, torch_layout
 from edf_jax.progress import Progress
 
 FORMAT = "edf_jax teacher 1"
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 30.0
+# Test images labelled at once.
+_CHUNK = 1024
 # What doesn't decide a trained teacher's numbers.
 _FREE = ("teacher.weights", "teacher.dir")
 
@@ -48,6 +50,7 @@ class Teacher:
         name: which one it is, for people.
         digest: of its parameters and statistics.
         accuracy: on the real test images, in percent.
+        class_indices: its class for each of ours; None where they are the same.
     """
 
     network: Network
@@ -56,6 +59,7 @@ class Teacher:
     name: str
     digest: str
     accuracy: float
+    class_indices: tuple[int, ...] | None = None
 
     @property
     def arrays(self) -> tuple[jax.Array, Any]:
@@ -65,21 +69,27 @@ class Teacher:
     def logits(self, arrays: tuple[jax.Array, Any], inputs: jax.Array) -> jax.Array:
         """`[n, C]` of normalised inputs `[n, H, W, C]`."""
         theta, batch_stats = arrays
-        return training.predict(self.network, theta, batch_stats, inputs, lambda x: x)
+        logits = training.predict(self.network, theta, batch_stats, inputs, lambda x: x)
+        return logits if self.class_indices is None else logits[:, np.asarray(self.class_indices)]
 
     def record(self) -> dict[str, Any]:
         """What to say of it beside a number."""
         return {"name": self.name, "digest": self.digest, "accuracy": self.accuracy}
 
 
-def teacher_network(config, info) -> Network:
+def teacher_network(config, info, *, num_classes: int | None = None) -> Network:
     """The teacher's architecture: `teacher.network`, with batch norm unless its name says another.
 
     References:
         RDED (2312.03526): its ConvNet teachers and students have batch norm.
     """
     return find_network(
-        config, info, config.teacher.network, width=config.teacher.width, batch_norm=True
+        config,
+        info,
+        config.teacher.network,
+        width=config.teacher.width,
+        batch_norm=True,
+        num_classes=num_classes,
     )
 
 
@@ -115,11 +125,7 @@ def get_teacher(
     """
     network = teacher_network(config, dataset.info)
     if config.teacher.weights:
-        path = pathlib.Path(config.teacher.weights)
-        theta, batch_stats, _ = read_teacher(path, network)
-        accuracy = _accuracy(config, network, theta, batch_stats, dataset)
-        name = f"{network.name} imported from {path.name}"
-        return Teacher(network, theta, batch_stats, name, _digest(theta, batch_stats), accuracy)
+        return _tested(import_teacher(config, dataset.info), dataset)
     wanted = settings(config, dataset)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
@@ -127,11 +133,36 @@ def get_teacher(
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
     if not _is_intact(path, network):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
-        accuracy = _accuracy(config, network, theta, batch_stats, dataset)
-        write_teacher(path, network, theta, batch_stats, {**wanted, "accuracy": accuracy})
+        trained = _tested(Teacher(network, theta, batch_stats, name, "", 0.0), dataset)
+        details = {**wanted, "accuracy": trained.accuracy}
+        write_teacher(path, network, theta, batch_stats, details)
     theta, batch_stats, details = read_teacher(path, network)
     digest = _digest(theta, batch_stats)
     return Teacher(network, theta, batch_stats, name, digest, details["accuracy"])
+
+
+def import_teacher(config, info) -> Teacher:
+    """The teacher of `teacher.weights`, not tested yet.
+
+    It is of our classes, or of ImageNet's where the data has a subset of those.
+
+    Raises:
+        UserError: the file can't be read, or isn't of the network.
+    """
+    path = pathlib.Path(config.teacher.weights)
+    network = teacher_network(config, info)
+    class_indices = None
+    try:
+        theta, batch_stats, _ = read_teacher(path, network)
+    except UserError:
+        if info.imagenet_indices is None:
+            raise
+        network = teacher_network(config, info, num_classes=pretrained.IMAGENET_CLASSES)
+        theta, batch_stats, _ = read_teacher(path, network)
+        class_indices = tuple(info.imagenet_indices)
+    name = f"{network.name} imported from {path.name}"
+    digest = _digest(theta, batch_stats)
+    return Teacher(network, theta, batch_stats, name, digest, 0.0, class_indices)
 
 
 def _is_intact(path: pathlib.Path, network: Network) -> bool:
@@ -180,9 +211,7 @@ def read_teacher(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, 
         UserError: there is no such file, it is no state dict, or of another network.
         DamagedFile: one of ours isn't what was written.
     """
-    from edf_jax.models.pretrained import read_state_dict
-
-    tensors, metadata = read_state_dict(path)
+    tensors, metadata = pretrained.read_state_dict(path)
     if metadata.get("format") == FORMAT:
         storage.check_tensors(path, tensors, metadata)
     theta, batch_stats = torch_layout.from_state_dict(network, tensors, source=str(path))
@@ -263,15 +292,16 @@ def _leaves(state: training.TrainState) -> dict[str, np.ndarray]:
     return {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _accuracy(config, network: Network, theta, batch_stats, dataset: Dataset) -> float:
-    data = config.data
-    images, prepare = streaming.place(
-        dataset.test.images, dataset.info.normalisation, data.on_device
-    )
-    accuracy = streaming.make_accuracy(network, prepare, workers=data.workers)
-    state = training.TrainState(theta, batch_stats, None)
-    states = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
-    return 100 * float(accuracy(states, images, dataset.test.labels)[0])
+def _tested(teacher: Teacher, dataset: Dataset) -> Teacher:
+    """The teacher with its accuracy on the real test images."""
+    predict = jax.jit(lambda arrays, inputs: jnp.argmax(teacher.logits(arrays, inputs), axis=-1))
+    right, count = 0, len(dataset.test.labels)
+    for start in range(0, count, _CHUNK):
+        part = slice(start, min(start + _CHUNK, count))
+        inputs = dataset.info.normalisation.apply(np.asarray(dataset.test.images[part]))
+        found = np.asarray(predict(teacher.arrays, inputs))
+        right += int((found == dataset.test.labels[part]).sum())
+    return dataclasses.replace(teacher, accuracy=100 * right / count)
 
 
 def _digest(theta, batch_stats) -> str:

@@ -42,6 +42,12 @@ def exit_status(command: Callable[[], int], *, name: str = "edf_jax") -> int:
         return _end(name, f"{error}; all is saved, and the same command continues", PREEMPTED)
     except KeyboardInterrupt:
         return _end(name, "interrupted; the same command continues", INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        # JAX's own kind of error is a RuntimeError.
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = (str(error).strip() or "an allocation failed").splitlines()[0][:200]
+        return _end(name, f"out of memory ({what}): --dry_run tells what would fit", MISTAKE)
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise

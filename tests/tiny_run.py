@@ -70,16 +70,16 @@ def contents(workdir: Path) -> dict[str, str]:
     from edf_jax.metrics import read_metrics
 
     found: dict[str, str] = {}
-    for record in sorted(workdir.glob("**/digests.json")):
-        name = str(record.parent.relative_to(workdir))
+    for checkpoint in sorted(path.parent for path in workdir.glob("**/arrays")):
+        name = str(checkpoint.relative_to(workdir))
         try:
-            arrays = storage.load_arrays(record.parent)
+            arrays = storage.load_arrays(checkpoint)
         except storage.DamagedFile:
             found[name] = "damaged"
             continue
         for array, values in arrays.items():
             found[f"{name}/{array}"] = storage.digest(values)
-        details = storage.load_details(record.parent)
+        details = storage.load_details(checkpoint)
         found[f"{name} details"] = storage.digest_of_record(_content(details))
     for path in sorted((workdir / "distilled").glob("*.safetensors")):
         try:

@@ -7,11 +7,17 @@ photographs. `data.difficulty` goes from 0 (large, plain background) to 1 (small
 
 demo               five images per class, a narrow network: minutes on 2 CPU cores, under 4 GiB.
                    Accuracy to expect: README.md.
+easy_ipc1, easy_ipc10, hard_ipc1, hard_ipc10
+                   two levels of `data.difficulty` at 24 pixels, for the comparison of methods on
+                   simple and complex scenes (benchmarks/complex_scenes.py, which chose nothing
+                   of theirs on test images): a minute or two per run on one CPU core.
 ipc1, ipc10, ipc50 width 32, ten experts: made for comparisons. Hours on 2 CPU cores (not measured).
 
 Unpublished: the data are ours. The settings were chosen among about eight
 trials of the demo by accuracy on its test images, so its own figure is somewhat optimistic.
 """
+
+from typing import Any
 
 from edf_jax.config import parse_variant
 
@@ -68,11 +74,43 @@ _LARGER = {
     "evaluate.epochs": 300,
 }
 
+_SCENES = {
+    **_COMMON,
+    "data.resolution": 24,
+    "data.composites": 4,
+    "data.test_composites": 4,
+    "model.width": 16,
+    "experts.num": 5,
+    "experts.epochs": 16,
+    "experts.lr": 0.1,
+    "distill.iterations": 120,
+    "distill.syn_steps": 15,
+    "distill.batch_syn": 50,
+    "distill.current_max_start_epoch": 2,
+    "distill.max_start_epoch": 8,
+    "distill.expansion_end": 80,
+    "distill.eval_every": 30,
+    "distill.save_every": 30,
+    "cam.every": 20,
+    "evaluate.epochs": 200,
+    "evaluate.during_epochs": 100,
+}
+_LEVELS = {"easy": 0.1, "hard": 0.8}
+_SCENE_IPCS: dict[int, dict[str, Any]] = {
+    1: {"distill.ipc": 1, "distill.drop": 0.0},
+    10: {"distill.ipc": 10, "distill.drop": 0.25},
+}
+
 VARIANTS = {
     "demo": _DEMO,
     "ipc1": {**_LARGER, "distill.ipc": 1, "distill.drop": 0.0},
     "ipc10": {**_LARGER, "distill.ipc": 10, "distill.drop": 0.25},
     "ipc50": {**_LARGER, "distill.ipc": 50, "distill.drop": 0.375, "distill.max_start_epoch": 25},
+    **{
+        f"{level}_ipc{ipc}": {**_SCENES, **values, "data.difficulty": difficulty}
+        for level, difficulty in _LEVELS.items()
+        for ipc, values in _SCENE_IPCS.items()
+    },
 }
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from edf_jax import gradcam, storage
-from edf_jax.config import METHODS, flatten, resolve, set_keys, use_method
+from edf_jax.config import (
+    METHODS,
+    SCHEMA,
+    flatten,
+    resolve,
+    set_keys,
+    unknown_key,
+    use_method,
+)
 from edf_jax.errors import UserError
 from edf_jax.evaluate.baselines import BASELINES
 
@@ -70,11 +79,11 @@ class Plan:
     experts: dict[str, str]
 
 
-def names_of(methods: str, ablate: str) -> dict[str, Mapping[str, Any]]:
-    """The rows of `--methods` and `--ablate`: labels, and what each changes.
+def names_of(methods: str, ablate: str, file: str = "") -> dict[str, Mapping[str, Any]]:
+    """The rows of `--methods`, `--ablate` and `--rows`: labels, and what each changes.
 
     Raises:
-        UserError: a name isn't known, or there are none.
+        UserError: a name isn't known, there are none, or the file isn't such rows.
     """
     rows: dict[str, Mapping[str, Any]] = {}
     for name in _split(methods, "--methods", [*METHODS, *BASELINES]):
@@ -88,8 +97,30 @@ def names_of(methods: str, ablate: str) -> dict[str, Mapping[str, Any]]:
     if set(_WITHOUT) <= set(chosen):
         both = {k: v for changes in _WITHOUT.values() for k, v in changes.items()}
         rows["edf without CPD and DAE"] = {"method": _ABLATED, **both}
+    for label, changes in (_read_rows(file) if file else {}).items():
+        rows[label] = {**rows.get(label, {}), **changes}
     if not rows:
-        raise UserError("give --methods=..., --ablate=... or both (see --help)")
+        raise UserError("give --methods=..., --ablate=... or --rows=... (see --help)")
+    return rows
+
+
+def _read_rows(file: str) -> dict[str, dict[str, Any]]:
+    expected = '{"label": {"method": "mtt", "distill.lr_img": 300}, ...}'
+    try:
+        rows = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--rows={file} can't be read ({error}); expected is {expected}") from None
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise UserError(f"--rows={file} isn't of the form {expected}")
+    for label, changes in rows.items():
+        for key in changes.keys() - {"baseline"}:
+            if key not in SCHEMA:
+                raise UserError(f"--rows={file}, {label!r}: {unknown_key(key)}")
+        baseline = changes.get("baseline")
+        if baseline is not None and baseline not in BASELINES:
+            raise UserError(
+                f"--rows={file}, {label!r}: {baseline!r} is none of {', '.join(BASELINES)}"
+            )
     return rows
 
 

@@ -40,11 +40,14 @@ Runs a table: each method with the same experts, where they allow it, and the sa
   --methods=A,B,...       of {', '.join(METHODS)};
                           and real images: {', '.join(BASELINES)}
   --ablate=A,B,...        EDF without a part, or with other values: {', '.join(ABLATIONS)}
+  --rows=FILE             rows of your own, JSON: {"label": {"method": "mtt", "distill.lr_img":
+                          300}, ...}; a label that is there already gets these values
   --seeds=N               repetitions that differ in all but the experts (default 1)
   --workdir=FOLDER        where cells and tables go; the same command continues there
                           (default runs/compare-<config>-<variant>[-<hash>])
 
-Writes table.md, table.csv, table.tex and table.png there, and ends in one line: RESULT {{json}}."""
+Writes table.md, table.csv, table.tex and table.png there (python -m edf_jax.report FOLDER shows the
+table again), and ends in one line: RESULT {{json}}."""
 
 # Not __name__, which is "__main__" in the command.
 _log = logging.getLogger("edf_jax.compare")
@@ -66,7 +69,7 @@ def _run(argv: list[str]) -> int:
 
     values = parse(argv, _define_flags)
     console.speak_in_lines()
-    names = names_of(values.methods, values.ablate)
+    names = names_of(values.methods, values.ablate, values.rows)
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
     plan = make_plan(values.config, given_keys(values), names, values.seeds, workdir)
     command = "python -m edf_jax.compare " + shlex.join(argv[1:])
@@ -86,6 +89,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "where cells and tables go", flag_values=values)
     flags.DEFINE_string("methods", "", "comma-separated methods", flag_values=values)
     flags.DEFINE_string("ablate", "", "comma-separated ablations", flag_values=values)
+    flags.DEFINE_string("rows", "", "a JSON file with rows of one's own", flag_values=values)
     flags.DEFINE_integer("seeds", 1, "repetitions", lower_bound=1, flag_values=values)
 
 
@@ -118,6 +122,7 @@ def compare(
             launch(cell, command)
             _log.info("compare: %s took %.0f s", cell.name, time.monotonic() - began)
         rows = comparison.gather(plan)
+        comparison.save_plan(plan, workdir)
         comparison.write(rows, workdir, plan.title)
     return rows
 

@@ -16,6 +16,7 @@ from edf_jax.errors import UserError
 from edf_jax.evaluate.statistics import interval95
 from edf_jax.run_files import write_file
 
+_PLAN_FILE = "comparison.json"
 # Stages that cells share, or that come to nothing.
 _NOT_THE_METHODS = ("set-up", "prepare", "experts", "report")
 
@@ -173,11 +174,51 @@ def _result(cell: Cell) -> dict[str, Any]:
         raise UserError(f"{cell.workdir / 'result.json'} can't be read: remove it") from error
 
 
+def save_plan(plan: Plan, workdir: pathlib.Path) -> None:
+    """Writes `comparison.json`, from which `load` makes the table again."""
+    cells = {
+        identity: {
+            "name": cell.name,
+            "folder": cell.workdir.relative_to(workdir).as_posix(),
+            "kind": cell.kind,
+            "baseline": cell.baseline,
+        }
+        for identity, cell in plan.cells.items()
+    }
+    what = {"title": plan.title, "rows": plan.rows, "cells": cells, "experts": plan.experts}
+    storage.write_text(workdir / _PLAN_FILE, json.dumps(what, indent=1))
+
+
+def is_comparison(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a finished comparison."""
+    return (workdir / _PLAN_FILE).exists()
+
+
+def load(workdir: pathlib.Path) -> tuple[str, list[Row]]:
+    """A comparison's title and rows, from its cells' results.
+
+    Raises:
+        UserError: its files can't be read.
+    """
+    path = workdir / _PLAN_FILE
+    try:
+        what = json.loads(path.read_text(encoding="utf-8"))
+        cells = {
+            identity: Cell(
+                cell["name"], workdir / cell["folder"], None, cell["kind"], cell["baseline"]
+            )
+            for identity, cell in what["cells"].items()
+        }
+        plan = Plan(what["title"], what["rows"], cells, what["experts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({error}): compare again") from error
+    return plan.title, gather(plan)
+
+
 def write(rows: Sequence[Row], workdir: pathlib.Path, title: str) -> None:
     """Writes `table.md`, `.csv`, `.tex` and `.png`."""
     storage.write_text(workdir / "table.md", f"{title}\n\n{to_markdown(rows)}")
-    text = [{k: "" if v is None else str(v) for k, v in row.figures().items()} for row in rows]
-    storage.write_text(workdir / "table.csv", run_table.to_csv(text))
+    storage.write_text(workdir / "table.csv", to_csv(rows))
     storage.write_text(workdir / "table.tex", to_latex(rows, title))
     nothing = (float("nan"), float("nan"))
     shown = {"last": [(row.last.mean, row.last.std) for row in rows]}
@@ -189,6 +230,12 @@ def write(rows: Sequence[Row], workdir: pathlib.Path, title: str) -> None:
         [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
     )
     write_file(workdir / "table.png", picture)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Every figure as comma-separated values."""
+    text = [{k: "" if v is None else str(v) for k, v in row.figures().items()} for row in rows]
+    return run_table.to_csv(text)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

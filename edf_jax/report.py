@@ -3,6 +3,8 @@
 python -m edf_jax.report runs/demo              writes runs/demo/report.html
 python -m edf_jax.report runs/a runs/b          one table over runs, in Markdown
 python -m edf_jax.report runs/* --csv           the same as comma-separated values
+
+A comparison's folder (`edf_jax.compare`) shows its table, made again from its runs' logs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax import figures, report_sections, run_table
+from edf_jax import comparison, figures, report_sections, run_table
 from edf_jax.errors import UserError
 from edf_jax.run_files import RunFiles, open_run, write_file
 
@@ -166,16 +168,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its --workdir)")
     parser.add_argument("--csv", action="store_true", help="a table as comma-separated values")
     options = parser.parse_args(arguments)
+    first = Path(options.runs[0])
     try:
-        if len(options.runs) == 1 and not options.csv:
+        if len(options.runs) == 1 and not options.csv and not comparison.is_comparison(first):
             print(write_report(options.runs[0]))
             return 0
-        rows = run_table.run_table(options.runs)
+        print(_tables(options.runs, options.csv), end="")
     except UserError as error:
         print(f"edf_jax.report: {error}", file=sys.stderr)
         return 2
-    print(run_table.to_csv(rows) if options.csv else run_table.to_markdown(rows), end="")
     return 0
+
+
+def _tables(folders: Sequence[str], as_csv: bool) -> str:
+    """A table of each comparison, and one over all other runs."""
+    tables, runs = [], []
+    for folder in folders:
+        if not comparison.is_comparison(Path(folder)):
+            runs.append(folder)
+            continue
+        title, rows = comparison.load(Path(folder))
+        made = comparison.to_csv(rows) if as_csv else comparison.to_markdown(rows)
+        tables.append(f"{title} ({Path(folder).name})\n\n{made}")
+    if runs:
+        rows = run_table.run_table(runs)
+        tables.append(run_table.to_csv(rows) if as_csv else run_table.to_markdown(rows))
+    return "\n".join(tables)
 
 
 if __name__ == "__main__":

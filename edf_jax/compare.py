@@ -40,8 +40,8 @@ Runs a table: each method with the same experts, where they allow it, and the sa
   --methods=A,B,...       of {', '.join(METHODS)};
                           and real images: {', '.join(BASELINES)}
   --ablate=A,B,...        EDF without a part, or with other values: {', '.join(ABLATIONS)}
-  --rows=FILE             rows of your own, JSON: {"label": {"method": "mtt", "distill.lr_img":
-                          300}, ...}; a label that is there already gets these values
+  --rows=FILE             rows of your own, JSON: {{"label": {{"method": "mtt", "distill.lr_img":
+                          300}}, ...}}; a label that is there already gets these values
   --seeds=N               repetitions that differ in all but the experts (default 1)
   --workdir=FOLDER        where cells and tables go; the same command continues there
                           (default runs/compare-<config>-<variant>[-<hash>])

@@ -188,11 +188,11 @@ def _tables(folders: Sequence[str], as_csv: bool) -> str:
             runs.append(folder)
             continue
         title, rows = comparison.load(Path(folder))
-        made = comparison.to_csv(rows) if as_csv else comparison.to_markdown(rows)
-        tables.append(f"{title} ({Path(folder).name})\n\n{made}")
+        head = f"{title} ({Path(folder).name})\n\n"
+        tables.append(comparison.to_csv(rows) if as_csv else head + comparison.to_markdown(rows))
     if runs:
-        rows = run_table.run_table(runs)
-        tables.append(run_table.to_csv(rows) if as_csv else run_table.to_markdown(rows))
+        lines = run_table.run_table(runs)
+        tables.append(run_table.to_csv(lines) if as_csv else run_table.to_markdown(lines))
     return "\n".join(tables)
 
 

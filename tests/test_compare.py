@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from edf_jax import compare, storage
+from edf_jax import compare, comparison, report, storage
 from edf_jax.cells import ABLATIONS, make_plan, names_of
 from edf_jax.config import default_config, flatten
 from edf_jax.errors import UserError
@@ -123,6 +123,39 @@ def test_unknown_names_are_refused(methods, ablate, told):
         names_of(methods, ablate)
 
 
+def test_rows_of_ones_own_add_to_the_others_or_change_them(tmp_path):
+    path = tmp_path / "rows.json"
+    rows = {
+        "edf": {"distill.lr_img": 7},
+        "slow mtt": {"method": "mtt", "distill.lr_img": 3.0},
+        "herded": {"baseline": "herding"},
+    }
+    path.write_text(json.dumps(rows))
+    config = default_config(**_TINY)
+    plan = make_plan(config, (), names_of("datm,edf", "", str(path)), 1, tmp_path)
+    assert list(plan.rows) == ["datm", "edf", "slow mtt", "herded"]
+    (edf,), (mtt,) = _configs(plan, "edf"), _configs(plan, "slow mtt")
+    assert (edf["distill.lr_img"], edf["distill.loss_mask"]) == (7.0, "cpd")
+    assert (mtt["distill.lr_img"], mtt["distill.labels"]) == (3.0, "hard")
+    assert plan.cells[plan.rows["herded"][0]].baseline == "herding"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("{", "can't be read"),
+        ("[1]", "isn't of the form"),
+        ('{"a": {"distill.lr_imag": 1}}', "did you mean distill.lr_img"),
+        ('{"a": {"baseline": "best"}}', "'best' is none of"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(text, told, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=told):
+        names_of("", "", str(path))
+
+
 # Running them.
 
 
@@ -181,6 +214,27 @@ def test_the_table_is_written_in_four_forms(tmp_path):
     assert "edf & 51.0 $\\pm$ 1.0 &" in latex and latex.count("\\\\\n") == 4
     assert "cluttered\\_digits" in latex
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_are_made_again_from_the_logs(tmp_path, capsys):
+    plan = _plan(tmp_path / "a", "random,mtt,edf", seeds=2)
+    rows = compare.compare(plan, tmp_path / "a", "compare", _pretend()[0])
+    (tmp_path / "a").rename(tmp_path / "moved")
+    title, again = comparison.load(tmp_path / "moved")
+    assert (title, again) == (plan.title, rows)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps({"distilled_mean": 33.0}))
+    capsys.readouterr()
+    assert report.main([str(tmp_path / "moved"), str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert comparison.to_markdown(rows) in printed and "| run | 33.0 |" in printed
+    assert report.main([str(tmp_path / "moved"), "--csv"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "moved" / "table.csv").read_text()
+    (tmp_path / "moved" / "comparison.json").write_text("{}")
+    assert report.main([str(tmp_path / "moved")]) == 2
+    assert "comparison.json can't be read" in capsys.readouterr().err
 
 
 def test_a_stopped_comparison_continues_cell_by_cell(tmp_path):

@@ -1,0 +1,77 @@
+"""Methods on simple and complex scenes: fair trials on held-out images, then the comparison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from benchmarks import complex_scenes
+from configs.cluttered_digits import get_config
+from edf_jax import compare, comparison
+from edf_jax.data import load_dataset
+
+
+def test_held_out_images_are_training_images_of_other_digits(tmp_path):
+    config = get_config("hard_ipc10")
+    config.data.resolution = 8
+    path = tmp_path / "a" / "heldout.npz"
+    complex_scenes.held_out_file(path, config.data)
+    train = load_dataset(config.data).train
+    with np.load(path) as arrays:
+        images = np.concatenate([arrays["x_train"], arrays["x_test"]])
+        labels = np.concatenate([arrays["y_train"], arrays["y_test"]])
+        share = len(arrays["y_test"]) / len(labels)
+        counts = np.bincount(arrays["y_test"])
+    assert len(images) == len(train.images) and 0.19 < share < 0.21 and counts.min() > 90
+    flat = {(image.tobytes(), label) for image, label in zip(train.images, train.labels)}
+    assert {(image.tobytes(), label) for image, label in zip(images, labels)} == flat
+
+
+def test_each_method_has_the_same_trials_and_takes_its_best():
+    rows = complex_scenes.tuning_rows()
+    by_method = {}
+    for row in rows.values():
+        values = {k: v for k, v in row.items() if k != "method"}
+        by_method.setdefault(row["method"], []).append(values)
+    assert len({json.dumps(trials) for trials in by_method.values()}) == 1
+    means = {label: float(i) for i, label in enumerate(rows)}
+    chosen = complex_scenes.chosen_rows(means, 10)
+    assert list(chosen) == ["random", "mtt", "datm", "edf", "edf without CPD", "edf without DAE"]
+    assert chosen["mtt"] == {"method": "mtt", **complex_scenes.TRIALS[-1]}
+    without = chosen["edf without CPD"]
+    assert {k: v for k, v in without.items() if chosen["edf"].get(k) != v} == {
+        "distill.loss_mask": "none"
+    }
+    assert list(complex_scenes.chosen_rows(means, 1)) == ["random", "mtt", "datm", "edf"]
+
+
+def test_a_level_runs_from_trials_to_tables_and_continues(tmp_path, monkeypatch):
+    launched = []
+
+    def launch(cell, command, config_file=None):
+        launched.append(cell)
+        result = {"stages": {"experts": 1.0}, "peak_memory_mb": 1}
+        kind = cell.baseline or "distilled"
+        rate = cell.config.distill.lr_img
+        result[f"{kind}_accuracies"] = [rate / 100 if cell.config.method == "edf" else 1.0]
+        cell.workdir.mkdir(parents=True)
+        (cell.workdir / "result.json").write_text(json.dumps(result))
+        digest = compare._digest(cell)
+        complex_scenes.storage.write_record(cell.workdir / "cell.json", {"config": digest})
+
+    monkeypatch.setattr(complex_scenes, "run_in_child", launch)
+    config = get_config("easy_ipc10")
+    config.data.resolution = 8
+    complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references())
+    trials = [cell for cell in launched if cell.config.data.source == "npz"]
+    assert len([cell for cell in trials if cell.kind == "method"]) == 3 * len(complex_scenes.TRIALS)
+    finals = [cell for cell in launched if cell not in trials]
+    assert len([cell for cell in finals if cell.kind != "experts"]) == 6 * 3
+    edf = {cell.config.distill.lr_img for cell in finals if cell.name.startswith("edf")}
+    assert edf == {1000.0}
+    title, rows = comparison.load(tmp_path / "easy_ipc10")
+    assert "3 seeds" in title and len(rows) == 6
+    launched.clear()
+    complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references())
+    assert launched == []

@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 
-from benchmarks import complex_scenes
+from benchmarks import complex_scenes, scene_maps
 from configs.cluttered_digits import get_config
-from edf_jax import compare, comparison
+from edf_jax import compare, comparison, main
 from edf_jax.data import load_dataset
+from tests.tiny_run import arguments
 
 
 def test_held_out_images_are_training_images_of_other_digits(tmp_path):
@@ -75,3 +76,18 @@ def test_a_level_runs_from_trials_to_tables_and_continues(tmp_path, monkeypatch)
     launched.clear()
     complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references())
     assert launched == []
+
+
+def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, capsys):
+    settings = {
+        "distill__drop": 0.5, "distill__iterations": 2, "distill__eval_every": 2,
+        "log__tensorboard": False,
+    }  # fmt: skip
+    run = tmp_path / "cmp" / "cells" / "edf" / "seed_0"
+    assert main.main(["edf_jax.main", *arguments(run, **settings), "--stage=distill"]) == 0
+    figures = scene_maps.measure(run)
+    assert 0.05 < figures["digit_pixels"] < 0.4
+    assert 1 <= figures["last_weight_beside"] < 2 and 0 <= figures["first_cam_right"] <= 1
+    # Half of the parameters, and those that are off the least.
+    assert 0 < figures["dropped_share_of_loss"] < 0.25
+    assert figures["movement_on_digit"] > 0

@@ -119,3 +119,16 @@ def test_it_comes_through_the_common_interface():
     again = load_dataset(config)
     other = load_dataset(data_config(source="cluttered_digits", composites=2, difficulty=0.6))
     assert dataset.info.fingerprint == again.info.fingerprint != other.info.fingerprint
+
+
+def test_opacity_tells_where_the_digits_are():
+    (images, _), _ = _make(composites=2, resolution=24)
+    positions = np.array([3, 1500, 1437 + 3, 2000])
+    opacity = cluttered_digits.training_opacity(
+        positions, resolution=24, difficulty=0.5, composites=2, seed=0
+    )
+    assert opacity.shape == (4, 24, 24) and opacity.min() == 0 and opacity.max() == 1
+    for image, covered in zip(images[positions], opacity):
+        # The digit is of one colour, the background isn't.
+        assert len(np.unique(image[covered == 1], axis=0)) == 1
+        assert len(np.unique(image[covered == 0], axis=0)) > 10

@@ -108,6 +108,27 @@ def make_splits(
     return parts[0], parts[1]
 
 
+def training_opacity(
+    positions: np.ndarray, *, resolution: int, difficulty: float, composites: int, seed: int
+) -> np.ndarray:
+    """How much of each pixel the digit covers in training composites.
+
+    Args:
+        positions: int `[n]`, of the composites among `make_splits`'s.
+        resolution, difficulty, composites, seed: as in `make_splits`.
+
+    Returns:
+        float32 `[n, resolution, resolution]` in [0, 1].
+    """
+    digits, labels, _ = _load_sources()
+    train, _ = split_by_class(labels, seed)
+    streams = [np.random.Generator(np.random.PCG64([seed, 1, c])) for c in range(composites)]
+    draws = np.concatenate([stream.random((len(train), _DRAWS)) for stream in streams])
+    chosen = digits[train[positions % len(train)]]
+    opacity = _opacity(chosen, draws[positions, 5:8], resolution, difficulty)
+    return (opacity / _ONE).astype(np.float32)
+
+
 def sources_digest() -> str:
     """Digest of the digits and photographs as read here."""
     digits, labels, photographs = _load_sources()

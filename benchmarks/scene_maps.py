@@ -1,0 +1,166 @@
+"""Where EDF's weights lie and what CPD drops, on the scenes that `complex_scenes` compared on.
+
+    python -m benchmarks.scene_maps runs/complex_scenes/easy_ipc10 runs/complex_scenes/hard_ipc10
+
+For each comparison's EDF runs: the share of pixels that the digit covers; the share of pixels that
+DAE emphasises on the digit and beside it; the mean weight on both; and CPD's dropped parameters'
+share of the matching loss. The digits' places are known, since the composites are made here. The
+last line is MAPS {json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import console, distill, losses, randomness, synthetic
+from edf_jax.config import default_config, flatten
+from edf_jax.data import load_dataset
+from edf_jax.data.cluttered_digits import training_opacity
+from edf_jax.errors import UserError
+from edf_jax.experts import network_for, open_experts
+from edf_jax.iteration import Learnable, make_weight
+from edf_jax.stages import choose_cam_network
+
+_PAIRS = 8
+
+
+def measure(workdir: pathlib.Path) -> dict[str, float]:
+    """The figures of one run.
+
+    Args:
+        workdir: of a run on cluttered digits whose first images are training images.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} is no run of edf_jax")
+    config = default_config(**flatten(json.loads(path.read_text(encoding="utf-8"))))
+    dataset = load_dataset(config.data)
+    network = network_for(config, dataset.info)
+    store = open_experts(config, dataset, workdir)
+    cam = choose_cam_network(config, dataset, network, store, lambda: None)  # type: ignore
+    weigh = make_weight(config, cam)
+    first, last = (
+        synthetic.load(workdir / "distilled" / f"{name}.safetensors") for name in ("step_0", "last")
+    )
+    data = config.data
+    covered = training_opacity(
+        _positions(first.pixels, dataset.train.images),
+        resolution=data.resolution,
+        difficulty=data.difficulty,
+        composites=data.composites,
+        seed=data.seed,
+    )
+    digit = covered > 0.5
+    figures = {"digit_pixels": float(digit.mean())}
+    for name, found in (("first", first), ("last", last)):
+        values = Learnable(*map(jnp.asarray, (found.images, found.labels, found.alpha)))
+        maps, weight = weigh(values, jax.random.key(0))
+        maps, weight = np.asarray(maps), np.asarray(weight)[..., 0]
+        high = maps >= maps.mean((1, 2), keepdims=True)
+        figures |= {
+            f"{name}_emphasised_on_digit": float(high[digit].mean()),
+            f"{name}_emphasised_beside": float(high[~digit].mean()),
+            f"{name}_weight_on_digit": float(weight[digit].mean()),
+            f"{name}_weight_beside": float(weight[~digit].mean()),
+            f"{name}_cam_right": float(_right(cam, found)),
+        }
+    moved = np.abs(last.images - first.images).mean(-1)
+    figures |= {
+        "movement_on_digit": float(moved[digit].mean()),
+        "movement_beside": float(moved[~digit].mean()),
+    }
+    return figures | _dropped(config, network, store, last)
+
+
+def _positions(pixels: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """The positions `[n]` of first images among the real ones."""
+    flat = images.reshape(len(images), -1)
+    found = []
+    for image in np.rint(pixels * 255).astype(np.int16).reshape(len(pixels), -1):
+        found.append(int(np.argmin(np.abs(flat - image).sum(1))))
+    return np.array(found)
+
+
+def _right(cam, found: synthetic.DistilledSet) -> jax.Array:
+    """The share of a set's images that the CAM network classifies as labelled."""
+    logits = cam.network.apply(cam.theta, jnp.asarray(found.images), cam.batch_stats)
+    return jnp.mean(jnp.argmax(logits, -1) == jnp.asarray(found.classes))
+
+
+def _dropped(config, network, store, found: synthetic.DistilledSet) -> dict[str, float]:
+    """CPD's dropped parameters' share of the loss's two sums, over some matched pairs."""
+    options = config.distill
+    images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)
+
+    def loss(theta, rows):
+        return losses.soft_cross_entropy(network.apply(theta, images[rows]), labels[rows])
+
+    @jax.jit
+    def student(theta, rows):
+        def step(theta, rows):
+            return theta - found.alpha * jax.grad(loss)(theta, rows), None
+
+        return jax.lax.scan(step, theta, rows)[0]
+
+    shares = []
+    count, batch = len(images), min(options.batch_syn, len(images))
+    for number in range(_PAIRS):
+        rng = randomness.host_stream(config.seed, "analysed batches", number)
+        it = options.iterations * number // _PAIRS
+        ((expert, epoch),) = distill.choices(config, it)
+        pair = store.pair(expert, epoch, options.expert_epochs)
+        rows = np.stack([rng.permutation(count)[:batch] for _ in range(options.syn_steps)])
+        theta = np.asarray(student(jnp.asarray(pair.start), rows))
+        distances, travelled = (theta - pair.target) ** 2, (pair.start - pair.target) ** 2
+        dropped = np.argsort(distances)[: int(options.drop * len(distances))]
+        shares.append(
+            (distances[dropped].sum() / distances.sum(), travelled[dropped].sum() / travelled.sum())
+        )
+    of_loss, of_travelled = np.mean(shares, axis=0)
+    return {
+        "dropped_parameters": options.drop,
+        "dropped_share_of_loss": float(of_loss),
+        "dropped_share_of_distance": float(of_travelled),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scene_maps")
+    parser.add_argument("comparisons", nargs="+", help="folders of edf_jax.compare")
+    options = parser.parse_args()
+
+    def work() -> int:
+        found: dict[str, Any] = {}
+        for folder in map(pathlib.Path, options.comparisons):
+            runs = sorted((folder / "cells" / "edf").glob("seed_*"))
+            measured = [measure(run) for run in runs]
+            if not measured:
+                raise UserError(f"{folder} has no runs of EDF")
+            found[folder.name] = {
+                key: round(float(np.mean([one[key] for one in measured])), 4)
+                for key in measured[0]
+            }
+        names = list(found)
+        print("| mean over seeds | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|")
+        for key in found[names[0]]:
+            values = " | ".join(f"{found[name][key]:.3f}" for name in names)
+            print(f"| {key.replace('_', ' ')} | {values} |")
+        print("MAPS " + json.dumps(found), flush=True)
+        return 0
+
+    return console.exit_status(work, name="scene_maps")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

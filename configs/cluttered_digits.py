@@ -95,7 +95,7 @@ _SCENES = {
     "evaluate.epochs": 150,
     "evaluate.during_epochs": 50,
 }
-_LEVELS = {"easy": 0.1, "hard": 0.8}
+_LEVELS = {"easy": 0.1, "hard": 0.6}
 _SCENE_IPCS: dict[int, dict[str, Any]] = {
     1: {"distill.ipc": 1, "distill.drop": 0.0},
     10: {"distill.ipc": 10, "distill.drop": 0.25},

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import storage, synthetic
+from edf_jax import hosts, storage, synthetic
 from edf_jax.config import flatten
 from edf_jax.errors import UserError
 from edf_jax.iteration import SynState
@@ -103,6 +103,16 @@ class Checkpoints:
         Raises:
             UserError: it is of another config.
         """
+        leaves, treedef = jax.tree.flatten((state, weight))
+        shapes = [leaf.shape for leaf in leaves]
+        details, arrays = hosts.shared_arrays("the checkpoint", lambda: self._newest(shapes))
+        if details is None:
+            return state, weight, Position()
+        read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
+        return (*jax.tree.unflatten(treedef, read), Position.from_details(details["position"]))
+
+    def _newest(self, shapes: list[tuple[int, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
+        """Details and arrays of the newest checkpoint that can be read; None and {} of none."""
         for path in reversed(self._paths().values()):
             try:
                 arrays = storage.load_arrays(path)
@@ -112,13 +122,11 @@ class Checkpoints:
                 storage.remove(path)
                 continue
             check_same(path, details["config"], self._config)
-            leaves, treedef = jax.tree.flatten((state, weight))
-            read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
-            if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in read]:
+            if shapes != [arrays[name].shape for name in sorted(arrays)]:
                 raise UserError(f"{path} is another version's: remove {self._folder} to start anew")
             self._prune()
-            return (*jax.tree.unflatten(treedef, read), Position.from_details(details["position"]))
-        return state, weight, Position()
+            return details, arrays
+        return None, {}
 
 
 def make_consistent(

@@ -1,7 +1,8 @@
 """How a command speaks and how it ends: lines on standard error, and the exit status.
 
 Statuses: 0 done; 2 something for the user to mend, told in one line; 75 stopped by SIGTERM with
-all saved (EX_TEMPFAIL of sysexits.h: the same command continues); 130 interrupted by Ctrl-C.
+all saved (EX_TEMPFAIL of sysexits.h: the same command continues); 76 another process of the same
+run is lost; 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 from edf_jax.errors import UserError
 
-MISTAKE, PREEMPTED, INTERRUPTED = 2, 75, 130
+MISTAKE, PREEMPTED, LOST, INTERRUPTED = 2, 75, 76, 130
 # What a disk, or the right to use it, can fail with.
 _OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
@@ -32,21 +33,29 @@ def exit_status(command: Callable[[], int], *, name: str = "edf_jax") -> int:
     Returns:
         The command's status, or the one of how it ended.
     """
+    from edf_jax import hosts
     from edf_jax.preemption import Preempted
 
     try:
         return command()
+    except hosts.Left as error:
+        return _end(name, str(error), error.status)
     except UserError as error:
         return _end(name, str(error), MISTAKE)
     except Preempted as error:
         return _end(name, f"{error}; all is saved, and the same command continues", PREEMPTED)
     except KeyboardInterrupt:
         return _end(name, "interrupted; the same command continues", INTERRUPTED)
-    except (MemoryError, RuntimeError) as error:
-        # JAX's own kind of error is a RuntimeError.
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    except (MemoryError, RuntimeError, ValueError) as error:
+        # JAX's own kind of error is a RuntimeError; a failed transfer may be a ValueError.
         what = (str(error).strip() or "an allocation failed").splitlines()[0][:200]
+        if hosts.is_loss(error):
+            lost = f"another process of this run is lost ({what}); the same command continues"
+            return _end(name, lost, LOST)
+        if not isinstance(error, MemoryError) and (
+            isinstance(error, ValueError) or "RESOURCE_EXHAUSTED" not in str(error)
+        ):
+            raise
         return _end(name, f"out of memory ({what}): --dry_run tells what would fit", MISTAKE)
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
@@ -57,6 +66,10 @@ def exit_status(command: Callable[[], int], *, name: str = "edf_jax") -> int:
 
 
 def _end(name: str, message: str, status: int) -> int:
+    from edf_jax import hosts
+
+    if hosts.process_name():
+        name += f", {hosts.process_name()}"
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 

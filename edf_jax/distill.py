@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import pathlib
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import parts, preemption, randomness, watching
+from edf_jax import hosts, parallel, parts, preemption, randomness, watching
 from edf_jax.checkpoints import WINDOW, Checkpoints, Position, make_consistent
 from edf_jax.errors import UserError
 from edf_jax.iteration import (
@@ -120,8 +121,12 @@ def distill(
     weigh = make_weight(config, cam) if cam is not None else None
     key = randomness.stream(config.seed, "distill")
     checkpoints = Checkpoints(workdir, config)
+    mesh = parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
     state, weight, position = _begin(config, initial, checkpoints)
-    make_consistent(workdir, config, position, metrics)
+    state, weight = parallel.from_first((state, weight), mesh)
+    hosts.shared(
+        "a run's files", lambda: make_consistent(workdir, config, position, metrics)
+    )
     first = position.iteration
     pairs = _pairs(config, store, position.iteration)
     pending: list[tuple[int, list[Pair], dict[str, jax.Array]]] = []
@@ -136,7 +141,8 @@ def distill(
         maps = None
         if weigh is not None:
             maps = np.asarray(weigh(state.values, jax.random.fold_in(key, 2 * it))[0])
-        watching.show_set(metrics, it, now, maps)
+        if hosts.is_first():
+            watching.show_set(metrics, it, now, maps)
         averaged = None
         if state.average is not None:
             averaged = dataclasses.replace(now, images=np.asarray(state.average))
@@ -150,6 +156,9 @@ def distill(
         while len(pending) > behind:
             loss, found = _record(config, metrics, position, *pending.pop(0))
             fault = fault or found
+
+    def stopping() -> tuple[bool, bool]:
+        return fault is not None and options.on_nan == "stop", preemption.asked()
 
     def save(it: int) -> None:
         settle()
@@ -172,11 +181,12 @@ def distill(
                 break
             if weigh is not None and it % config.cam.every == 0:
                 _, weight = weigh(state.values, jax.random.fold_in(key, 2 * it))
-            used = [next(pairs) for _ in range(options.trajectories)]
+            used = _next_pairs(config, network, pairs, it)
+            starts = np.stack([pair.start for pair in used])
+            targets = np.stack([pair.target for pair in used])
             state, report = iterate(
                 state,
-                np.stack([pair.start for pair in used]),
-                np.stack([pair.target for pair in used]),
+                *parallel.from_first((starts, targets), mesh),
                 weight,
                 jax.random.fold_in(key, 2 * it + 1),
             )
@@ -188,8 +198,8 @@ def distill(
             settle(behind=1)
             bar.update(loss=loss, skipped=position.skipped)
             scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
-            stops = fault is not None and options.on_nan == "stop"
-            if scheduled or stops or preemption.asked():
+            stops, asked = hosts.shared("whether to stop", stopping)
+            if scheduled or stops or asked:
                 save(it + 1)
             if stops:
                 path = workdir / "distilled" / f"step_{it + 1}.safetensors"
@@ -199,7 +209,8 @@ def distill(
                     "--config.distill.on_nan=skip continues from it"
                 )
             fault = None
-            preemption.stop_if_asked()
+            if asked:
+                raise Preempted(preemption.WHY)
     final = current(options.iterations)
     final.save(workdir / "distilled" / "last.safetensors")
     return final
@@ -235,6 +246,14 @@ def _pairs(config, store: TrajectoryStore, first: int) -> Iterator[Pair]:
         for choice in choices(config, iteration)
     )
     return store.pairs(wanted, config.distill.expert_epochs)
+
+
+def _next_pairs(config, network: Network, pairs: Iterator[Pair], it: int) -> list[Pair]:
+    """An iteration's pairs; of processes that run together only the first has their numbers."""
+    used: list[Pair] = []
+    hosts.shared("pairs", lambda: used.extend(itertools.islice(pairs, config.distill.trajectories)))
+    nothing = np.zeros(0 if used else network.num_params, np.float32)
+    return used or [Pair(*choice, nothing, nothing) for choice in choices(config, it)]
 
 
 def _record(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from edf_jax.config import flatten
 from edf_jax.data import Dataset
+from edf_jax.errors import UserError
 from edf_jax.models import Network
 
 # What decides an expert's numbers after each epoch; with other values it is another expert.
@@ -20,6 +22,7 @@ _FREE = (
     "experts.num",
     "experts.epochs",
     "experts.keep",
+    "experts.part",
     "experts.group",
     "experts.seed",
 )
@@ -59,6 +62,51 @@ def settings(config, dataset: Dataset, network: Network) -> dict[str, Any]:
         "dataset": dataset.info.fingerprint,
         "num_params": network.num_params,
     }
+
+
+def group_size(config) -> int:
+    """How many experts of a new store are trained together."""
+    return config.experts.group or min(config.experts.num, 5)
+
+
+def part_of(config, groups: int) -> range:
+    """The groups of experts that are to be trained here: all, or those of `experts.part`.
+
+    Args:
+        config: resolved.
+        groups: how many there are.
+
+    Raises:
+        UserError: `experts.part` isn't one, or there are fewer groups than parts.
+    """
+    text = config.experts.part
+    if not text:
+        return range(groups)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"experts.part={text!r}: write I/N with I from 1 to N, such as 2/4")
+    part, parts = int(match[1]) - 1, int(match[2])
+    if parts > groups:
+        raise UserError(
+            f"experts.part={text!r}: the experts are trained in {groups} groups, which don't make "
+            f"{parts} parts; lower experts.group or take fewer parts"
+        )
+    return range(part * groups // parts, (part + 1) * groups // parts)
+
+
+def check_part(config, stage: str) -> None:
+    """Refuses an `experts.part` that can't be had.
+
+    Raises:
+        UserError: it isn't one, or more than experts is asked for.
+    """
+    if config.experts.part:
+        part_of(config, -(-config.experts.num // group_size(config)))
+        if stage != "experts":
+            raise UserError(
+                f"experts.part={config.experts.part!r} trains some of the experts, which is not "
+                "enough to go on: add --stage=experts"
+            )
 
 
 def expert_seed(config) -> int:

@@ -12,11 +12,12 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from edf_jax import preemption, storage
+from edf_jax import hosts, preemption, storage
 from edf_jax.errors import UserError
+from edf_jax.expert_settings import group_size, part_of
 from edf_jax.models import Network
 from edf_jax.trajectories import TrajectoryStore
 
@@ -39,6 +40,15 @@ def find_store(
         wanted: the epochs that are to be there.
         workdir: the run's folder.
     """
+    found = hosts.shared(
+        "the experts' folder", lambda: str(_find(experts, settings, wanted, workdir).folder)
+    )
+    return TrajectoryStore(pathlib.Path(found))
+
+
+def _find(
+    experts, settings: Mapping[str, Any], wanted: Collection[int], workdir: pathlib.Path
+) -> TrajectoryStore:
     if experts.dir:
         folder = pathlib.Path(experts.dir).expanduser()
         store = TrajectoryStore(folder)
@@ -114,19 +124,54 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_when_free(store: TrajectoryStore) -> Iterator[None]:
-    """The store's lock, once another process that trains there has done its part."""
+def open_to_train(
+    store: TrajectoryStore, config, settings: Mapping[str, Any]
+) -> Iterator[None]:
+    """The store, opened, and locked for the groups of experts that are trained here.
+
+    Processes with other parts of the experts (`experts.part`) train beside it.
+
+    Args:
+        store: theirs.
+        config: resolved.
+        settings: all that decides the experts' numbers.
+
+    Raises:
+        UserError: the store's experts were trained with other settings.
+    """
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            with contextlib.ExitStack() as whole:
+                whole.enter_context(lock_when_free(store))
+                store.open(settings, config.experts.num, group_size(config))
+                if not config.experts.part:
+                    held.push(whole.pop_all())
+            if config.experts.part:
+                groups = part_of(config, -(-config.experts.num // store.group_size))
+                held.enter_context(lock_when_free(store, lambda: store.lock_groups(groups)))
+
+        hosts.shared("the experts' store", take)
+        yield
+
+
+@contextlib.contextmanager
+def lock_when_free(
+    store: TrajectoryStore,
+    lock: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+) -> Iterator[None]:
+    """A store's lock, by default `store.lock`, once other processes there have done their part."""
     waiting = False
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(store.lock())
+                stack.enter_context((lock or store.lock)())
                 break
             except storage.Busy:
                 if not waiting:
                     _log.info("experts: another process trains them in %s; waiting", store.folder)
                 waiting = True
-                preemption.stop_if_asked()
+                preemption.stop_if_asked_here()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         yield
 

@@ -21,6 +21,7 @@ from edf_jax import (
     augment,
     devices,
     difficulty,
+    hosts,
     losses,
     parts,
     preemption,
@@ -32,8 +33,14 @@ from edf_jax import (
 )
 from edf_jax.convolution import choose_convolution
 from edf_jax.data import Dataset
-from edf_jax.expert_settings import expert_seed, needed_epochs, settings, wanted_epochs
-from edf_jax.expert_stores import check_imported, find_store, is_imported, lock_when_free
+from edf_jax.expert_settings import (
+    expert_seed,
+    needed_epochs,
+    part_of,
+    settings,
+    wanted_epochs,
+)
+from edf_jax.expert_stores import check_imported, find_store, is_imported, open_to_train
 from edf_jax.metrics import MetricsWriter
 from edf_jax.models import Network, build_network
 from edf_jax.progress import Progress
@@ -104,7 +111,7 @@ def open_experts(config, dataset: Dataset, workdir: pathlib.Path) -> TrajectoryS
 def train_experts(
     config, dataset: Dataset, store: TrajectoryStore, metrics: MetricsWriter
 ) -> list[float]:
-    """Trains the experts that the store lacks.
+    """Trains the experts that the store lacks, or those of `experts.part`.
 
     Args:
         config: resolved.
@@ -118,9 +125,8 @@ def train_experts(
     network = network_for(config, dataset.info)
     if is_imported(store):
         return _test_imported(config, dataset, network, store)
-    group_size = config.experts.group or min(config.experts.num, 5)
     chosen = settings(config, dataset, network)
-    store.check(chosen)
+    hosts.shared("experts' settings", lambda: store.check(chosen))
     data, workers = config.data, config.data.workers
     images, prepare = place(dataset.train.images, dataset.info.normalisation, data.on_device)
     test_images, _ = place(dataset.test.images, dataset.info.normalisation, data.on_device)
@@ -182,15 +188,25 @@ def train_experts(
 
     wanted = wanted_epochs(config)
     if store.is_complete(config.experts.num, wanted):
-        _mend_rows(store, metrics, dict.fromkeys(_groups(store, config), []), last)
+
+        def mend() -> None:
+            _mend_rows(store, metrics, dict.fromkeys(_groups(store, config), []), last)
+
+        hosts.shared("rows of experts", mend)
     else:
-        with lock_when_free(store):
-            store.open(chosen, config.experts.num, group_size)
+        written: set[int] = set()
+
+        def to_train() -> list[tuple[int, list[int]]]:
+            members = functools.partial(store.members, num_experts=config.experts.num)
             plan = {
-                group: store.to_train(group, store.members(group, config.experts.num), wanted)
+                group: store.to_train(group, members(group), wanted)
                 for group in _groups(store, config)
             }
-            written = _mend_rows(store, metrics, plan, last)
+            written.update(_mend_rows(store, metrics, plan, last))
+            return list(plan.items())
+
+        with open_to_train(store, config, chosen):
+            plan = dict(hosts.shared("epochs to train", to_train))
             total, left = len(plan) * last, sum(len(set(epochs) - {0}) for epochs in plan.values())
             with (
                 Progress("experts", total, "epoch", start=total - left) as bar,
@@ -208,7 +224,9 @@ def train_experts(
     # Experts that are trained again have their rows among those of a first time.
     metrics.sort("experts", before=("distill", "evaluate"))
     if config.experts.keep == "needed" and not config.experts.dir:
-        _drop_epochs(store, _groups(store, config), wanted)
+        hosts.shared(
+            "epochs to keep", lambda: _drop_epochs(store, _groups(store, config), wanted)
+        )
     accuracies: list[float] = []
     for group in _groups(store, config):
         accuracies += store.details(group, last)["test_accuracy"]
@@ -219,7 +237,10 @@ def _test_imported(
     config, dataset: Dataset, network: Network, store: TrajectoryStore
 ) -> list[float]:
     """The last test accuracies of imported experts, once it is clear that they fit."""
-    check_imported(store, network, config.experts.num, needed_epochs(config))
+    hosts.shared(
+        "imported experts",
+        lambda: check_imported(store, network, config.experts.num, needed_epochs(config)),
+    )
     info, on_device = dataset.info, config.data.on_device
     images, prepare = place(dataset.test.images, info.normalisation, on_device)
     accuracy = streaming.make_accuracy(network, prepare, workers=config.data.workers)
@@ -242,7 +263,8 @@ def _difficulty(
     """The training images' difficulty `[N]`, kept in the store."""
     path, options = store.folder / "difficulty", config.experts
     try:
-        return storage.load_arrays(path)["scores"]
+        _, found = hosts.shared_arrays("difficulty", lambda: (None, storage.load_arrays(path)))
+        return found["scores"]
     except storage.DamagedFile:
         _log.info("experts: scoring how difficult images are (%s)", options.difficulty)
     scores = difficulty.mean_scores(
@@ -261,7 +283,7 @@ def _difficulty(
 
 
 def _groups(store: TrajectoryStore, config) -> range:
-    return range(-(-config.experts.num // store.group_size))
+    return part_of(config, -(-config.experts.num // store.group_size))
 
 
 def _row(group: int, epoch: int, details: Mapping[str, Any]) -> dict[str, Any]:

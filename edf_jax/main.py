@@ -32,12 +32,16 @@ Distils a dataset into a few synthetic images per class, and shows how well netw
   --stage=STAGE           stop after a stage: prepare, experts, distill, evaluate, report (or all);
                           teacher trains the network that labels images for evaluation
   --dry_run[=compile]     print the plan, and with =compile XLA's own memory figure; run nothing
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                          process I of N that run together; the first is at HOST
+  --distributed           let JAX find the processes that run together (TPU pods); those that one
+                          srun starts find each other without it, unless --num_processes=1
   --help                  this text; docs/configs.md explains every key
 
 A finished run ends in one line: RESULT {json}.
 
 Exit status: 0 done; 2 something to mend, told in one line; 75 stopped by SIGTERM with all saved,
-and 130 by Ctrl-C: the same command continues."""
+130 by Ctrl-C, 76 by the loss of another of its processes: the same command continues."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
         print(_USAGE)
         return 0
-    return console.exit_status(lambda: _run(argv))
+    from edf_jax import hosts
+
+    try:
+        status = console.exit_status(lambda: _run(argv))
+    except BaseException:
+        if hosts.count() == 1:
+            raise
+        traceback.print_exc()
+        status = 1
+    return hosts.leave(status)
 
 
 def _run(argv: list[str]) -> int:
@@ -63,33 +76,45 @@ def _run(argv: list[str]) -> int:
 
         print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
-    from edf_jax import devices, preemption
+    from edf_jax import devices, hosts, preemption
+    from edf_jax.config import flatten
     from edf_jax.run import Run
     from edf_jax.stages import run_stages
 
     devices.set_up(config.precision, deterministic=config.deterministic)
+    hosts.start(
+        values.coordinator,
+        values.num_processes,
+        values.process_id,
+        distributed=values.distributed,
+    )
+    hosts.check_same("the config, the workdir or the stage", [
+        flatten(config), str(workdir), values.stage
+    ])
     run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
-    run.check()
-    warnings = _check_plan(config, workdir)
+    with hosts.together():
+        run.check()
+        warnings = _check_plan(config, workdir, values.stage)
     with preemption.listening(), run:
         for warning in warnings:
             _log.warning("%s", warning)
         result = run_stages(run, values.stage)
-    if result is not None:
+    if result is not None and hosts.is_first():
         _print_result(result)
     return 0
 
 
-def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
+def _check_plan(config, workdir: pathlib.Path, stage: str) -> tuple[str, ...]:
     """Refuses, before anything is written, what the plan tells to be impossible.
 
     Returns:
         The plan's warnings.
     """
-    from edf_jax import parallel, plan, stages
+    from edf_jax import expert_settings, parallel, plan, stages
     from edf_jax.data import describe_dataset
 
     parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
+    expert_settings.check_part(config, stage)
     data = describe_dataset(config.data)
     if not data.available:
         raise UserError(data.advice)
@@ -126,6 +151,10 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("dry_run", "", "print the plan", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "host:port of the first process", flag_values=values)
+    flags.DEFINE_integer("num_processes", 0, "that run together", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "of this one, from 0", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "let JAX find the processes", flag_values=values)
 
 
 def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:

@@ -2,7 +2,7 @@
 
 A row of metrics.jsonl is one event: `{"stage", "step", "time", ...scalars, "check"}`, where `check`
 is a checksum of all but the time. `metrics.jsonl` is the record, which figures and the report are
-drawn from; the others are copies for watching.
+drawn from; the others are copies for watching. Of processes that run together the first writes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax import hosts
 from edf_jax.errors import UserError
 
 _FILE = "metrics.jsonl"
@@ -189,6 +190,24 @@ class MetricsWriter:
     def _close_writer(self, stage: str) -> None:
         if stage in self._events:
             self._events.pop(stage).close()
+
+
+class _NoMetrics(MetricsWriter):
+    def __init__(self) -> None:
+        pass
+
+    def _nothing(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    write = images = histogram = sync = truncate_after = sort = close = _nothing
+
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        return []
+
+
+def open_metrics(workdir: str | Path, **options: Any) -> MetricsWriter:
+    """A `MetricsWriter` in the first of processes that run together, in the others nothing's."""
+    return MetricsWriter(workdir, **options) if hosts.is_first() else _NoMetrics()
 
 
 class _DirectEvents:

@@ -6,15 +6,18 @@ and gives one device's numbers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from edf_jax import hosts
 from edf_jax.errors import UserError
 
 TRAJECTORY, DATA, NETWORK = "trajectory", "data", "network"
@@ -28,10 +31,11 @@ def matching_mesh(trajectory: int, data: int) -> Mesh | None:
         data: devices over which a student's batch is split.
 
     Returns:
-        The mesh, or None where one device is enough.
+        The mesh, or None where one device is enough. Of several processes each has an equal part
+        of it.
 
     Raises:
-        UserError: there are fewer devices.
+        UserError: there are fewer devices, or they don't spread evenly over processes.
     """
     if trajectory * data == 1:
         return None
@@ -41,8 +45,57 @@ def matching_mesh(trajectory: int, data: int) -> Mesh | None:
             f"parallel.trajectory={trajectory} times parallel.data={data} needs "
             f"{trajectory * data} devices, but there are {len(devices)}"
         )
-    grid = np.asarray(devices[: trajectory * data]).reshape(trajectory, data)
-    return Mesh(grid, (TRAJECTORY, DATA))
+    chosen = _of_every_process(devices, trajectory * data)
+    return Mesh(np.asarray(chosen).reshape(trajectory, data), (TRAJECTORY, DATA))
+
+
+def _of_every_process(devices: Sequence[jax.Device], total: int) -> list[jax.Device]:
+    processes = jax.process_count()
+    each, rest = divmod(total, processes)
+    of_process = [[d for d in devices if d.process_index == p][:each] for p in range(processes)]
+    if rest or any(len(own) < each for own in of_process):
+        raise UserError(
+            f"parallel.trajectory times parallel.data is {total}, which {processes} processes with "
+            f"{len(devices)} devices can't share evenly: take a multiple of {processes}"
+        )
+    return [device for own in of_process for device in own]
+
+
+def from_first(arrays: Any, mesh: Mesh | None) -> Any:
+    """The first process's arrays, on all devices of a mesh.
+
+    Args:
+        arrays: a tree; in the other processes only the shapes and types matter.
+        mesh: None is all devices.
+
+    Returns:
+        The tree as it is where there is one process, else arrays that all devices hold.
+    """
+    if hosts.count() == 1:
+        return arrays
+    devices = jax.devices() if mesh is None else list(mesh.devices.flat)
+    rows = Mesh(np.asarray(devices), ("row",))
+    placed = NamedSharding(rows, P("row"))
+    own = [device for device in devices if device.process_index == jax.process_index()]
+
+    def spread(leaf) -> jax.Array:
+        leaf = np.asarray(leaf)[None]
+        nothing = np.zeros_like(leaf)
+        parts = [
+            jax.device_put(leaf if device == devices[0] else nothing, device) for device in own
+        ]
+        shape = (len(devices), *leaf.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, placed, parts)
+
+    return _sum_of_rows(rows)(jax.tree.map(spread, arrays))
+
+
+@functools.cache
+def _sum_of_rows(mesh: Mesh) -> Callable:
+    def total(tree):
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), tree)
+
+    return jax.jit(total, out_shardings=NamedSharding(mesh, P()))
 
 
 def share_of_columns(rows: jax.Array, axis: str, size: int) -> jax.Array:
@@ -77,7 +130,7 @@ def over_networks(function: Callable) -> Callable:
         results = jax.shard_map(
             function, mesh=mesh, in_specs=P(NETWORK), out_specs=P(NETWORK), check_vma=False
         )(*jax.tree.map(lambda x: x[positions], arguments))
-        everywhere = jax.sharding.NamedSharding(mesh, P())
+        everywhere = NamedSharding(mesh, P())
         return jax.tree.map(
             lambda x: lax.with_sharding_constraint(x[:count], everywhere), results
         )

@@ -1,7 +1,8 @@
 """Being asked to stop: SIGTERM is kept until the loop at work reaches a place it can resume from.
 
 Schedulers send it some time before they take a machine away. A loop asks at each boundary of its
-compiled steps, saves, and raises `Preempted`; the same command then continues.
+compiled steps, saves, and raises `Preempted`; the same command then continues. Of processes that
+run together each may get it, and all stop at the same place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from edf_jax import hosts
+
 _asked = threading.Event()
+_NOTE = "stop"
+WHY = "asked to stop by SIGTERM"
 
 
 class Preempted(Exception):
@@ -30,6 +35,7 @@ def listening() -> Iterator[None]:
 
     def ask(signum, frame) -> None:
         _asked.set()
+        hosts.note(_NOTE)
         signal.signal(signal.SIGTERM, before)
 
     before = signal.signal(signal.SIGTERM, ask)
@@ -41,11 +47,22 @@ def listening() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether the run is asked to stop."""
-    return _asked.is_set()
+    """Whether the run is asked to stop; the same in all processes, which call it together."""
+    return hosts.shared("whether to stop", asked_here)
+
+
+def asked_here() -> bool:
+    """Whether the run is asked to stop, as far as this process has heard."""
+    return _asked.is_set() or hosts.noted(_NOTE)
 
 
 def stop_if_asked() -> None:
     """Raises `Preempted` where the run is asked to stop; call it when all is saved."""
     if asked():
-        raise Preempted("asked to stop by SIGTERM")
+        raise Preempted(WHY)
+
+
+def stop_if_asked_here() -> None:
+    """As `stop_if_asked`, where this process works by itself."""
+    if asked_here():
+        raise Preempted(WHY)

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, TextIO
 
+from edf_jax import hosts
+
 # Seconds between two looks at the values, and the span over which the rate is measured: long
 # enough to be steady, short enough to forget the first step's compilation.
 _BAR_INTERVAL = 0.2
@@ -56,6 +58,8 @@ class Progress:
     def __enter__(self) -> Progress:
         stream = self._stream or sys.stderr
         self._output: _Bar | _Lines = _Bar(stream) if _is_terminal(stream) else _Lines(stream)
+        if not hosts.is_first():
+            self._output = _Nothing(stream)
         self._began = time.monotonic()
         self._next = self._began + self._output.interval
         self._output.begin(self, self._status(self._began))
@@ -135,6 +139,13 @@ class _Lines:
 
     def show(self, progress: Progress, status: str) -> None:
         print(f"{progress.name}: {status}", file=self._stream, flush=True)
+
+    begin = end = show
+
+
+class _Nothing(_Lines):
+    def show(self, progress: Progress, status: str) -> None:
+        pass
 
     begin = end = show
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from edf_jax import storage
+from edf_jax import hosts, storage
 from edf_jax.config import AUTO, FREE, SCHEMA, flatten
 from edf_jax.errors import UserError
 
@@ -75,7 +75,9 @@ class Run:
         self.command = command
         self._times: dict[str, float] = {}
         self._stage = "set-up"
+        self._last_tick = time.monotonic()
         self._ticking = threading.Lock()
+        self._open = contextlib.ExitStack()
 
     def check(self) -> None:
         """Refuses a folder that can't be this run's; writes nothing.
@@ -93,6 +95,10 @@ class Run:
             check_same(self.workdir, pinned, self.config)
 
     def __enter__(self) -> Run:
+        hosts.shared("the run's folder", self._enter)
+        return self
+
+    def _enter(self) -> None:
         self.check()
         self._new_folders = [p for p in (self.workdir, *self.workdir.parents) if not p.exists()]
         busy = f"another process works on {self.workdir}: wait for it or give another --workdir"
@@ -103,7 +109,6 @@ class Run:
             self._begin()
             stack.callback(self._stop_clock)
             self._open = stack.pop_all()
-        return self
 
     def __exit__(self, *error) -> None:
         self._open.__exit__(*error)

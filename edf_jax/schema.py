@@ -160,6 +160,9 @@ _EXPERTS = {
     "experts.keep": Key(
         "all", "snapshots kept on disk: all epochs, or those needed", choices=("all", "needed")
     ),
+    "experts.part": Key(
+        "", "I/N trains the I-th of N parts of the experts, for jobs beside each other; '' all"
+    ),
     "experts.seed": Key(
         -1, "fixes the experts alone; -1 is the run's seed", at_least=-1, below=2**31
     ),
@@ -359,6 +362,7 @@ FREE = (
     "distill.iterations",
     "distill.on_nan",
     "distill.select",
+    "experts.part",
     "parallel.",
     "data.workers",
     "data.on_device",

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import preemption, randomness, storage, synthetic, training
+from edf_jax import hosts, preemption, randomness, storage, synthetic, training
 from edf_jax.config import check_against_data, flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, load_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
 from edf_jax.errors import UserError
 from edf_jax.experts import named_leaves, network_for, open_experts, train_experts
-from edf_jax.metrics import MetricsWriter
+from edf_jax.metrics import MetricsWriter, open_metrics
 from edf_jax.models import Network
 from edf_jax.progress import Progress
 from edf_jax.run import Run, check_same
@@ -58,10 +58,12 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     wanted = STAGES if last == "all" else STAGES[: STAGES.index(last) + 1]
     config, workdir = run.config, run.workdir
     with run.stage("prepare"):
-        dataset = prepare(config)
+        with hosts.together():
+            dataset = prepare(config)
+        hosts.check_same("what the images are", dataset.info.fingerprint)
     if last == "prepare":
         return None
-    with MetricsWriter(
+    with open_metrics(
         workdir,
         tensorboard=config.log.tensorboard,
         wandb_project=config.log.wandb_project or None,
@@ -76,7 +78,9 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
 
         if last == "teacher":
             found = teacher()
-            print(f"teacher: {found.name}, {found.accuracy:.2f}% on test images", file=sys.stderr)
+            if hosts.is_first():
+                told = f"teacher: {found.name}, {found.accuracy:.2f}% on test images"
+                print(told, file=sys.stderr)
             return None
         store = open_experts(config, dataset, workdir)
 
@@ -114,7 +118,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     if "report" in wanted:
         with run.stage("report"):
-            print(f"report: {_report(workdir)}", file=sys.stderr)
+            hosts.shared("report", lambda: print(f"report: {_report(workdir)}", file=sys.stderr))
         result.update(run.provenance())
         storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
     return result
@@ -169,7 +173,7 @@ def prepare(config) -> Dataset:
 
         def show(done: int, total: int) -> None:
             nonlocal bar
-            preemption.stop_if_asked()
+            preemption.stop_if_asked_here()
             if bar is None and time.monotonic() - began > _SECONDS_UNTOLD:
                 bar = stack.enter_context(Progress("prepare", total, "image", start=done))
             if bar is not None:
@@ -208,16 +212,18 @@ def distil(
     """
     from edf_jax.evaluate.stage import periodic
 
-    finished = _finished_set(config, workdir)
+    finished = synthetic.shared("a finished set", lambda: _finished_set(config, workdir))
     network = network_for(config, dataset.info)
     if finished is not None:
-        if not activation_maps_are_there(workdir, finished.images):
+        images = finished.images
+        if not hosts.shared("maps", lambda: activation_maps_are_there(workdir, images)):
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
         return finished
-    start = _first_set(config, workdir)
+    start = synthetic.shared("the first set", lambda: _first_set(config, workdir))
     if start is None:
-        start = initialise(config, dataset, network, store)
+        made = initialise(config, dataset, network, store)
+        start = synthetic.shared("a new set", lambda: made) or made
         # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
         start.save(workdir / "distilled" / "step_0.safetensors")
     cam = choose_cam_network(config, dataset, network, store, teacher)

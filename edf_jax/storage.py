@@ -2,7 +2,8 @@
 
 Arrays are Orbax checkpoints. Orbax loads an array with a flipped byte without a word, so a digest
 of every array is kept beside the checkpoint and compared on reading. Small records are JSON with
-a digest of themselves.
+a digest of themselves. Of processes that run together only the first writes, removes and locks; in
+the others that does nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from edf_jax import hosts
 from edf_jax.errors import UserError
 
 _ARRAYS = "arrays"
@@ -87,6 +89,8 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a small file so that it appears whole or not at all."""
+    if not hosts.is_first():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path), _removed_on_failure(temporary):
         with open(temporary, "w", encoding="utf-8") as file:
@@ -131,12 +135,14 @@ def save_arrays(
     Raises:
         WriteFailed: nothing is there that wasn't before.
     """
+    if not hosts.is_first():
+        return
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path), _removed_on_failure(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete(temporary)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(
                 (temporary / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=True
             )
@@ -171,7 +177,7 @@ def load_arrays(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[
         return {}
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             arrays = checkpointer.restore(
                 (path / _ARRAYS).absolute(),
                 args=ocp.args.PyTreeRestore(
@@ -198,6 +204,8 @@ def save_tensors(
     """
     from safetensors.numpy import save_file
 
+    if not hosts.is_first():
+        return
     tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     digests = json.dumps({name: digest(tensor) for name, tensor in tensors.items()})
     sealed = {**metadata, "digests": digests}
@@ -249,7 +257,7 @@ def check_tensors(
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file or folder if it is there; a kill leaves all of it or nothing."""
-    if not os.path.lexists(path):
+    if not hosts.is_first() or not os.path.lexists(path):
         return
     old = path.with_name(f".{path.name}.old")
     _delete(old)
@@ -259,25 +267,35 @@ def remove(path: pathlib.Path) -> None:
 
 def remove_leftovers(folder: pathlib.Path) -> None:
     """Removes what a killed process left half-written, or half-removed, in a folder."""
+    if not hosts.is_first():
+        return
     for pattern in _LEFTOVERS:
         for path in folder.glob(pattern):
             _delete(path)
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, busy: str) -> Iterator[None]:
+def locked(folder: pathlib.Path, busy: str, *, beside: bool = False) -> Iterator[None]:
     """Keeps other processes from `folder`; a kill leaves no lock behind.
+
+    Args:
+        folder: made if missing.
+        busy: said where another process has it.
+        beside: keep only those out that don't lock it so, too.
 
     Raises:
         Busy: another process has it; says `busy`.
         WriteFailed: the folder can't be made or written.
     """
+    if not hosts.is_first():
+        yield
+        return
     with contextlib.ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "a"))
+            lock = stack.enter_context(open(folder / ".lock", "a+"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if beside else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             # The one before may have removed its folder, and with it this very lock.
             current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
         except BlockingIOError:
@@ -289,6 +307,15 @@ def locked(folder: pathlib.Path, busy: str) -> Iterator[None]:
         if not current:
             raise Busy(busy)
         yield
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's, for this process alone: by default all processes would have to save together."""
+    if hosts.count() == 1:
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _record(path: pathlib.Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import devices, training
+from edf_jax import devices, hosts, training
 from edf_jax.data import Normalisation
 from edf_jax.data.preprocess import in_workers
 from edf_jax.models import Network
@@ -65,7 +65,8 @@ def place(
     if normalisation.zca is not None:
         images = normalisation.apply(np.asarray(images))
     prepare = normalisation.apply if normalisation.zca is None else lambda x: x
-    stays = fits_on_device(images.size * images.dtype.itemsize, choice)
+    size = images.size * images.dtype.itemsize
+    stays = hosts.shared("where images lie", lambda: fits_on_device(size, choice))
     return jnp.asarray(images) if stays else images, prepare
 
 

@@ -10,13 +10,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edf_jax import hosts
 from edf_jax.data import Normalisation
 from edf_jax.errors import UserError
 from edf_jax.storage import load_tensors, save_tensors
@@ -64,6 +65,10 @@ class DistilledSet:
 
         With ZCA the file also holds `pixels`, for readers without the matrix.
         """
+        save_tensors(pathlib.Path(path), *self.packed())
+
+    def packed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Tensors and metadata that `unpacked` makes the set of."""
         tensors = {
             "images": np.ascontiguousarray(self.images, np.float32),
             "labels": np.ascontiguousarray(self.labels, np.float32),
@@ -78,7 +83,7 @@ class DistilledSet:
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
         }
-        save_tensors(pathlib.Path(path), tensors, metadata)
+        return tensors, metadata
 
 
 def load(path: str | os.PathLike) -> DistilledSet:
@@ -96,7 +101,11 @@ def load(path: str | os.PathLike) -> DistilledSet:
         path = path / "distilled" / "last.safetensors"
     if not path.exists():
         raise UserError(f"there is no distilled set at {path}")
-    tensors, metadata = load_tensors(path, _FORMAT)
+    return unpacked(*load_tensors(path, _FORMAT))
+
+
+def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:
+    """The set that `DistilledSet.packed` took apart."""
     config = json.loads(metadata.get("config", "{}"))
     return DistilledSet(
         tensors["images"],
@@ -107,6 +116,22 @@ def load(path: str | os.PathLike) -> DistilledSet:
         int(metadata.get("step", 0)),
         config,
     )
+
+
+def shared(what: str, make: Callable[[], DistilledSet | None]) -> DistilledSet | None:
+    """The set that the first of processes which run together makes, as `hosts.shared`."""
+    if hosts.count() == 1:
+        return make()
+
+    def packed() -> tuple[dict[str, str] | None, dict[str, np.ndarray]]:
+        found = make()
+        if found is None:
+            return None, {}
+        tensors, metadata = found.packed()
+        return metadata, tensors
+
+    metadata, tensors = hosts.shared_arrays(what, packed)
+    return None if metadata is None else unpacked(tensors, metadata)
 
 
 def average_labels(expert_logits: jax.Array, labels: jax.Array) -> jax.Array:

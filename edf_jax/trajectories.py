@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edf_jax import storage
+from edf_jax import hosts, storage
 from edf_jax.errors import UserError
 
 _INFO = "store.json"
@@ -53,7 +53,10 @@ class DamagedSnapshot(storage.DamagedFile):
 
 
 class TrajectoryStore:
-    """Snapshots on disk, written by one process and read by any."""
+    """Snapshots on disk, written by one process and read by any.
+
+    Of processes that run together the first reads for all (`hosts.shared`).
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = pathlib.Path(folder)
@@ -62,6 +65,9 @@ class TrajectoryStore:
     @property
     def group_size(self) -> int:
         """How many experts a group has, but perhaps the last."""
+        return hosts.shared("the groups' size", self._read_group_size)
+
+    def _read_group_size(self) -> int:
         if self._group_size is None:
             self._group_size = int(self.info()["group_size"])
         return self._group_size
@@ -136,6 +142,11 @@ class TrajectoryStore:
 
     def is_complete(self, num_experts: int, epochs: Collection[int]) -> bool:
         """Whether all wanted epochs of all experts are there, damaged or not."""
+        return hosts.shared(
+            "whether experts are there", lambda: self._is_complete(num_experts, epochs)
+        )
+
+    def _is_complete(self, num_experts: int, epochs: Collection[int]) -> bool:
         try:
             self.info()
             groups = range(-(-num_experts // self.group_size))
@@ -187,14 +198,26 @@ class TrajectoryStore:
         Raises:
             storage.DamagedFile: there is no store here, or its record is unreadable.
         """
-        return storage.read_record(self.folder / _INFO)
+        return hosts.shared("a store", lambda: storage.read_record(self.folder / _INFO))
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from training the same experts."""
-        return storage.locked(
-            self.folder,
+        return storage.locked(self.folder, self._busy())
+
+    @contextlib.contextmanager
+    def lock_groups(self, groups: Iterable[int]) -> Iterator[None]:
+        """Keeps other processes from training these groups, and from `lock`."""
+        with contextlib.ExitStack() as held:
+            held.enter_context(storage.locked(self.folder, self._busy(), beside=True))
+            for group in groups:
+                folder = self.folder / f"group_{group:03d}"
+                held.enter_context(storage.locked(folder, self._busy()))
+            yield
+
+    def _busy(self) -> str:
+        return (
             f"another process trains experts in {self.folder}: wait for it or give another "
-            "experts.dir",
+            "experts.dir"
         )
 
     def write(
@@ -223,16 +246,27 @@ class TrajectoryStore:
         Raises:
             DamagedSnapshot: they aren't what was written; so in all that reads snapshots.
         """
-        with _naming(group, epoch):
-            arrays = storage.load_arrays(self.path(group, epoch))
+        _, arrays = hosts.shared_arrays(
+            "an epoch of experts", lambda: (None, self._load(group, epoch))
+        )
         count = sum(name.startswith("expert_") for name in arrays)
         snapshots = np.stack([arrays.pop(f"expert_{i}") for i in range(count)])
         return snapshots, arrays
 
+    def _load(
+        self, group: int, epoch: int, names: Iterable[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        with _naming(group, epoch):
+            return storage.load_arrays(self.path(group, epoch), names)
+
     def details(self, group: int, epoch: int) -> dict[str, Any]:
         """The figures kept beside one epoch of one group."""
-        with _naming(group, epoch):
-            return storage.load_details(self.path(group, epoch))
+
+        def load() -> dict[str, Any]:
+            with _naming(group, epoch):
+                return storage.load_details(self.path(group, epoch))
+
+        return hosts.shared("figures of experts", load)
 
     def remove(self, group: int, epoch: int) -> None:
         """Removes one epoch of one group, if it is there."""
@@ -240,15 +274,21 @@ class TrajectoryStore:
 
     def epochs(self, group: int) -> list[int]:
         """The epochs of a group that are on disk, in order."""
-        paths = (self.folder / f"group_{group:03d}").glob("epoch_*")
-        return sorted(int(path.name[6:]) for path in paths if path.name[6:].isdigit())
+
+        def found() -> list[int]:
+            paths = (self.folder / f"group_{group:03d}").glob("epoch_*")
+            return sorted(int(path.name[6:]) for path in paths if path.name[6:].isdigit())
+
+        return hosts.shared("epochs of experts", found)
 
     def snapshot(self, expert: int, epoch: int) -> np.ndarray:
         """One expert's parameters `[P]` after an epoch."""
         group, member = self._group(expert)
         name = f"expert_{member}"
-        with _naming(group, epoch):
-            return storage.load_arrays(self.path(group, epoch), [name])[name]
+        _, arrays = hosts.shared_arrays(
+            "an expert", lambda: (None, self._load(group, epoch, [name]))
+        )
+        return arrays[name]
 
     def batch_stats(self, expert: int, epoch: int) -> dict[str, np.ndarray]:
         """One expert's batch-norm statistics after an epoch, by name; {} where it has none."""

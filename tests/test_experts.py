@@ -13,7 +13,7 @@ import pytest
 
 from edf_jax import expert_stores, experts, storage
 from edf_jax.errors import UserError
-from edf_jax.expert_settings import needed_epochs, settings, wanted_epochs
+from edf_jax.expert_settings import check_part, needed_epochs, part_of, settings, wanted_epochs
 from edf_jax.metrics import MetricsWriter
 from edf_jax.trajectories import TrajectoryStore
 from tests import tiny
@@ -290,7 +290,7 @@ def test_a_second_process_waits_and_then_finds_the_experts(trained, tmp_path, mo
     pool = tmp_path / "store"
     pool.mkdir()
     waiting = threading.Event()
-    monkeypatch.setattr(expert_stores.preemption, "stop_if_asked", waiting.set)
+    monkeypatch.setattr(expert_stores.preemption, "stop_if_asked_here", waiting.set)
 
     def other_process():
         with TrajectoryStore(pool).lock():
@@ -311,6 +311,65 @@ def test_a_second_process_waits_and_then_finds_the_experts(trained, tmp_path, mo
     other.join()
     told = [line for line in tiny.messages(caplog, logging.INFO) if "waiting" in line]
     assert len(told) == 1
+
+
+# In parts.
+
+
+def test_parts_trained_beside_each_other_make_the_whole(trained, tmp_path):
+    _, store, _ = trained
+    pool = {"experts.dir": str(tmp_path / "pool"), "experts.group": 1}
+    both = threading.Barrier(2)
+    made: dict[str, list[float]] = {}
+
+    def job(part: str) -> None:
+        both.wait(30)
+        _, made[part] = _train(_config(**pool, **{"experts.part": part}), tmp_path / part[0])
+
+    jobs = [threading.Thread(target=job, args=(part,)) for part in ("1/2", "2/2")]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    whole, accuracies = _train(_config(**pool), tmp_path / "whole")
+    assert accuracies == made["1/2"] + made["2/2"]
+    for expert in range(2):
+        one, other = whole.snapshot(expert, 3), store.snapshot(expert, 3)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert [row["step"] for row in tiny.rows(tmp_path / "2", "experts")] == [4, 5, 6]
+    assert len(tiny.rows(tmp_path / "whole", "experts")) == 6
+
+
+def test_parts_and_the_whole_keep_each_other_out(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    with store.lock_groups([0]):
+        with store.lock_groups([1]):
+            pass
+        for other in (store.lock, lambda: store.lock_groups([0, 1])):
+            with pytest.raises(storage.Busy), other():
+                pass
+    with store.lock(), pytest.raises(storage.Busy), store.lock_groups([1]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "told"),
+    [
+        ("2", "experts", "write I/N"),
+        ("0/2", "experts", "write I/N"),
+        ("3/2", "experts", "write I/N"),
+        ("1/2", "experts", "1 groups"),
+        ("1/1", "all", "add --stage=experts"),
+    ],
+)
+def test_parts_that_can_not_be_are_told(part, stage, told):
+    with pytest.raises(UserError, match=told):
+        check_part(_config(**{"experts.part": part}), stage)
+
+
+def test_parts_are_all_the_groups():
+    parts = [part_of(_config(**{"experts.part": f"{i}/3"}), 8) for i in (1, 2, 3)]
+    assert sorted(group for part in parts for group in part) == list(range(8))
 
 
 # From elsewhere.

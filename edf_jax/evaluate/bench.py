@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import randomness, storage
+from edf_jax import hosts, randomness, storage
 from edf_jax.config import baseline_rates, flatten
 from edf_jax.data import Dataset
 from edf_jax.errors import UserError
@@ -289,11 +289,9 @@ class Bench:
             "seed": self.config.seed,
         }
         path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
-        if path.exists():
-            try:
-                return (table := fkd.load(path)[0]), _sizes(table, subject, path)
-            except storage.DamagedFile as error:
-                _log.warning("%s: made again", error)
+        kept = _kept_table(path)
+        if kept is not None:
+            return kept, _sizes(kept, subject, path)
         table = protocols.make_table(
             randomness.stream(self.config.seed, "stored soft labels"),
             subject.images,
@@ -358,6 +356,20 @@ def images_per_class(subject: Subject) -> int:
             "a comparison with real images needs one a class"
         )
     return ipc
+
+
+def _kept_table(path: pathlib.Path) -> fkd.Table | None:
+    def read() -> tuple[bool, dict[str, np.ndarray]]:
+        if path.exists():
+            try:
+                table, _ = fkd.load(path)
+                return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
+            except storage.DamagedFile as error:
+                _log.warning("%s: made again", error)
+        return False, {}
+
+    there, arrays = hosts.shared_arrays("stored soft labels", read)
+    return fkd.Table(**{k: jnp.asarray(v) for k, v in arrays.items()}) if there else None
 
 
 def _of_teacher(teacher: Teacher) -> RealNetworks:

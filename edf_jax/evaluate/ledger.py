@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edf_jax import storage
+from edf_jax import hosts, storage
 
 
 class Ledger:
@@ -23,12 +23,16 @@ class Ledger:
         """
         self._path = path
         self._provenance = dict(provenance)
-        self._entries: dict[str, Any] = {}
-        if path.exists():
-            try:
-                self._entries = dict(storage.read_record(path)["entries"])
-            except (storage.DamagedFile, KeyError, TypeError):
-                logging.warning("%s can't be read: its figures are measured again", path)
+        self._entries: dict[str, Any] = hosts.shared("known figures", self._read)
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return {}
+        try:
+            return dict(storage.read_record(self._path)["entries"])
+        except (storage.DamagedFile, KeyError, TypeError):
+            logging.warning("%s can't be read: its figures are measured again", self._path)
+            return {}
 
     def find(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         """The figures of an identity, with their provenance; None where they aren't known."""
@@ -54,6 +58,7 @@ class Ledger:
             found = {**figures, "seconds": seconds, "provenance": self._provenance}
             key = storage.digest_of_record(dict(identity))
             self._entries[key] = found
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if hosts.is_first():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_record(self._path, {"entries": self._entries})
         return found

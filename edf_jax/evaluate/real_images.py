@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import randomness, synthetic, training
+from edf_jax import hosts, randomness, synthetic, training
 from edf_jax.data import Dataset
 from edf_jax.evaluate import baselines, subjects
 from edf_jax.evaluate.subjects import Subject
@@ -63,7 +63,9 @@ class RealImages:
             note = "random, their own labels"
         else:
             how = {"herding": baselines.herding, "k_centre": baselines.k_centre}[name]
-            chosen = how(self._features, train.labels, ipc)
+            own = how(self._features, train.labels, ipc)
+            # Rounding may differ between processes, and a subject may not.
+            chosen = hosts.shared_arrays("chosen images", lambda: (None, {"": own}))[1][""]
             note = f"by the features of {self._networks().name}"
         subject = subjects.of_real(train.images, train.labels, chosen, info, note)
         return self._with_soft_labels(subject) if name == "real_soft" else subject

@@ -194,13 +194,17 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> _Sets:
     if config.evaluate.distilled:
         return {"distilled": (subjects.read(config.evaluate.distilled, dataset.info), None)}
     folder = workdir / "distilled"
-    last = synthetic.load(folder / "last.safetensors")
-    sets: _Sets = {"distilled": (subjects.of_distilled(last), last.step)}
-    for kind in ("average", "best_on_test"):
+    sets: _Sets = {}
+    for kind in ("last", "average", "best_on_test"):
         path = folder / f"{kind}.safetensors"
-        if path.exists():
-            found = synthetic.load(path)
-            sets[kind] = (subjects.of_distilled(found), found.step)
+
+        def read(path=path, needed=kind == "last") -> synthetic.DistilledSet | None:
+            return synthetic.load(path) if needed or path.exists() else None
+
+        found = synthetic.shared(kind, read)
+        if found is not None:
+            name = "distilled" if kind == "last" else kind
+            sets[name] = (subjects.of_distilled(found), found.step)
     return sets
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import losses, preemption, randomness, storage, streaming, training
+from edf_jax import hosts, losses, preemption, randomness, storage, streaming, training
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
 from edf_jax.errors import UserError
@@ -131,14 +131,31 @@ def get_teacher(
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
     path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
-    if not _is_intact(path, network):
+    if not hosts.shared("a teacher", lambda: _is_intact(path, network)):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
         trained = _tested(Teacher(network, theta, batch_stats, name, "", 0.0), dataset)
         details = {**wanted, "accuracy": trained.accuracy}
         write_teacher(path, network, theta, batch_stats, details)
-    theta, batch_stats, details = read_teacher(path, network)
+    theta, batch_stats, details = _read_shared(path, network)
     digest = _digest(theta, batch_stats)
     return Teacher(network, theta, batch_stats, name, digest, details["accuracy"])
+
+
+def _read_shared(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, dict[str, Any]]:
+    """As `read_teacher`, by the first of processes that run together."""
+    if hosts.count() == 1:
+        return read_teacher(path, network)
+
+    def read() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        theta, batch_stats, details = read_teacher(path, network)
+        leaves = enumerate(jax.tree.leaves((theta, batch_stats)))
+        return details, {f"leaf{i}": np.asarray(leaf) for i, leaf in leaves}
+
+    details, arrays = hosts.shared_arrays("a teacher's numbers", read)
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    leaves = [jnp.asarray(arrays[f"leaf{i}"]) for i in range(len(arrays))]
+    theta, batch_stats = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return theta, batch_stats, details
 
 
 def import_teacher(config, info) -> Teacher:
@@ -267,22 +284,27 @@ def _train(
             if metrics is not None:
                 metrics.write(index + 1, "teacher", loss=value, rate=float(schedule[index]))
             bar.update(loss=value)
-            if preemption.asked() or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
+            asked = preemption.asked()
+            if asked or time.monotonic() - last_save > _SECONDS_BETWEEN_SAVES:
                 details = {"teacher": key_name, "epoch": index + 1}
                 storage.save_arrays(saved, _leaves(state), details)
                 last_save = time.monotonic()
-            preemption.stop_if_asked()
+            if asked:
+                raise preemption.Preempted(preemption.WHY)
     return state.theta, state.batch_stats
 
 
 def _restore(saved: pathlib.Path, key_name: str, like: training.TrainState):
     """The state of an earlier sitting and the epochs it had done; `like` and 0 where none is."""
+
+    def read() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return storage.load_details(saved), storage.load_arrays(saved)
+
     try:
-        details = storage.load_details(saved)
-        if details["teacher"] != key_name:
-            return like, 0
-        arrays = storage.load_arrays(saved)
+        details, arrays = hosts.shared_arrays("a teacher's training", read)
     except storage.DamagedFile:
+        return like, 0
+    if details["teacher"] != key_name:
         return like, 0
     leaves = [jnp.asarray(arrays[name]) for name in _leaves(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), details["epoch"]

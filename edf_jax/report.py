@@ -166,11 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="One run: writes its report.html. Several: one table over them, in Markdown.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its --workdir)")
+    parser.add_argument("--table", action="store_true", help="a table, even of one run")
     parser.add_argument("--csv", action="store_true", help="a table as comma-separated values")
     options = parser.parse_args(arguments)
     first = Path(options.runs[0])
     try:
-        if len(options.runs) == 1 and not options.csv and not comparison.is_comparison(first):
+        one = len(options.runs) == 1 and not (options.csv or options.table)
+        if one and not comparison.is_comparison(first):
             print(write_report(options.runs[0]))
             return 0
         print(_tables(options.runs, options.csv), end="")

@@ -1,9 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: `.venv` at the root of the checkout, with edf_jax installed
 # editable. Nothing is installed, and no network needed, while pyproject.toml stays as it is.
-# PYTHON=/path/to/python names the interpreter to make it with.
+# PYTHON=/path/to/python names the interpreter to make it with. EDF_PYTHON=/path/to/python is used as
+# it is, where edf_jax is installed already: nothing is made or installed then.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-venv_python=.venv/bin/python
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+venv_python=${EDF_PYTHON:-.venv/bin/python}
 
 find_python() {
   local candidate version without_venv="" candidates
@@ -31,6 +33,7 @@ find_python() {
 
 make_environment() {
   local python
+  [ -z "${EDF_PYTHON:-}" ] || return 0
   if ! "$venv_python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     python=$(find_python) || exit 1
     echo "Making .venv with $("$python" --version)." >&2
@@ -41,6 +44,7 @@ make_environment() {
 # install_project [EXTRA...]: edf_jax and those extras, unless they are there for this pyproject.toml.
 install_project() {
   local wanted stamp extras missing=""
+  [ -z "${EDF_PYTHON:-}" ] || return 0
   wanted=$({ pwd; cat pyproject.toml setup.py; } | cksum)
   for stamp in core "$@"; do
     [ "$(cat ".venv/.edf_jax-$stamp" 2>/dev/null)" = "$wanted" ] || missing=yes

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+set -euo pipefail
+usage='usage: bash launch/tpu_vm.sh --name=NAME --zone=ZONE [options] CONFIG [flags of edf_jax.main]
+
+One run on a Cloud TPU: makes the TPU VM where it is not there, copies this checkout to all its
+hosts, installs it there, runs, and copies the run back to runs/. Run again, it continues, as long
+as the VM has its disk.
+
+  --type=TYPE       accelerator type (default v4-8); several hosts find each other
+  --version=IMAGE   software version (default tpu-ubuntu2204-base)
+  --gcloud=FLAGS    more flags for making the VM, such as --gcloud="--spot --data-disk=..."
+  --delete          delete the VM after the run is copied back
+  --dry_run         print the commands, run none
+
+  bash launch/tpu_vm.sh --name=edf --zone=us-central2-b --type=v4-8 configs/imagenette.py:ipc10 \
+    --config.precision=bfloat16 --config.data.path=/mnt/disks/data/imagenet --workdir=runs/nette10
+
+The workdir is on the first host; the images must be there under the same path on every host.'
+
+name="" zone="" type=v4-8 version=tpu-ubuntu2204-base more="" delete="" dry="" config="" workdir=""
+flags=()
+for argument in "$@"; do
+  value=${argument#*=}
+  case "$argument" in
+    -h | --help) echo "$usage"; exit 0 ;;
+    --name=*) name=$value ;;
+    --zone=*) zone=$value ;;
+    --type=*) type=$value ;;
+    --version=*) version=$value ;;
+    --gcloud=*) more=$value ;;
+    --delete) delete=yes ;;
+    --dry_run) dry=yes ;;
+    --workdir=*) workdir=$value ;;
+    --config=*) config=$value ;;
+    -*) flags+=("$argument") ;;
+    *) if [ -n "$config" ]; then echo "tpu_vm.sh: what is $argument? (see --help)" >&2; exit 2; fi
+      config=$argument ;;
+  esac
+done
+if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$config" ]; then echo "$usage" >&2; exit 2; fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+workdir=${workdir:-runs/$(basename "${config%%.py*}")-tpu}
+vm=(gcloud compute tpus tpu-vm)
+read -r -a given <<<"$more"
+
+do_it() {
+  if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+on_hosts() { # WORKERS COMMAND
+  do_it "${vm[@]}" ssh "$name" "--zone=$zone" "--worker=$1" "--command=$2"
+}
+
+if [ -n "$dry" ] || ! "${vm[@]}" describe "$name" "--zone=$zone" >/dev/null 2>&1; then
+  do_it "${vm[@]}" create "$name" "--zone=$zone" "--accelerator-type=$type" "--version=$version" \
+    "${given[@]}"
+fi
+package=$(mktemp -d)
+trap 'rm -rf "$package"' EXIT
+archive=edf_jax.tar.gz
+# What git knows, with the changes that are not committed.
+git ls-files -z | tar -czf "$package/$archive" --null --ignore-failed-read -T - 2>/dev/null
+do_it "${vm[@]}" scp "$package/$archive" "$name:$archive" "--zone=$zone" --worker=all
+on_hosts all "mkdir -p edf_jax && tar -xzf $archive -C edf_jax && cd edf_jax &&\
+ { [ -d .venv ] || python3 -m venv .venv; } && .venv/bin/pip install -q -e '.[tpu]'"
+status=0
+on_hosts all "cd edf_jax && .venv/bin/python -m edf_jax.main --distributed\
+ $(printf '%q ' "--config=$config" "--workdir=$workdir" "${flags[@]}")" || status=$?
+mkdir -p "$(dirname "$workdir")"
+do_it "${vm[@]}" scp --recurse "$name:edf_jax/$workdir" "$(dirname "$workdir")/" "--zone=$zone" \
+  --worker=0 || echo "tpu_vm.sh: there is no $workdir to copy back" >&2
+if [ -n "$delete" ] && [ "$status" = 0 ]; then
+  do_it "${vm[@]}" delete "$name" "--zone=$zone" --quiet
+fi
+exit "$status"

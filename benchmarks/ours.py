@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import problems
 from benchmarks.sizes import ALPHA, CLASSES, MEAN, STD, Sizes
-from edf_jax import devices, experts, iteration, training
+from edf_jax import devices, experts, iteration, memory, training
 from edf_jax.data import Normalisation
 from edf_jax.evaluate import Evaluator
 from edf_jax.models import torch_layout
@@ -52,8 +52,13 @@ class Matching:
         config = problems.config(sizes)
         self._options = config.distill
         self._problem = problem
+        network = problems.convnet(sizes)
+        room = devices.local_device().memory
         self._iterate = iteration.make_iteration(
-            config, problems.convnet(sizes), sizes.num_images
+            config,
+            network,
+            sizes.num_images,
+            store=memory.choose_store(config, network, sizes.num_images, room),
         )
         self._weight = jnp.ones((*problem["images"].shape[:3], 1))
 

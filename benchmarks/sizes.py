@@ -37,6 +37,7 @@ class Sizes:
         cam: the network of class activation maps.
         method: how those are made.
         convolution: ours, as `config.model.convolution`.
+        store: ours, as `config.distill.store`.
         precision: float32, tf32 or bfloat16.
         pytorch_precision: the same for PyTorch; bfloat16 is its autocast.
         rounds: how often the two are asked in turn.
@@ -60,6 +61,7 @@ class Sizes:
     cam: str = "ConvNet"
     method: str = "grad_cam"
     convolution: str = "auto"
+    store: str = "auto"
     precision: str = "float32"
     pytorch_precision: str = "float32"
     rounds: int = 5
@@ -87,6 +89,7 @@ _CHOICES = {
     "precision": ("float32", "tf32", "bfloat16"),
     "pytorch_precision": ("float32", "tf32", "bfloat16"),
     "device": ("auto", "cpu", "gpu"),
+    "store": ("auto", "nothing", "products", "everything"),
     "convolution": ("auto", "platform", "matmul"),
     "cam": ("ConvNet", "ResNet18BNImageNet"),
     "method": ("grad_cam", "smooth_grad_cam_pp"),

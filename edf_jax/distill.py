@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import hosts, parallel, parts, preemption, randomness, watching
+from edf_jax import devices, hosts, memory, parallel, parts, preemption, randomness, watching
 from edf_jax.checkpoints import WINDOW, Checkpoints, Position, make_consistent
 from edf_jax.errors import UserError
 from edf_jax.iteration import (
@@ -117,11 +117,13 @@ def distill(
     """
     options = config.distill
     num_images = len(initial.images)
-    iterate = make_iteration(config, network, num_images)
+    room = devices.local_device().memory
+    store_of_steps = memory.choose_store(config, network, num_images, room)
+    iterate = make_iteration(config, network, num_images, store=store_of_steps)
     weigh = make_weight(config, cam) if cam is not None else None
     key = randomness.stream(config.seed, "distill")
     checkpoints = Checkpoints(workdir, config)
-    mesh = parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
+    mesh = parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
     state, weight, position = _begin(config, initial, checkpoints)
     state, weight = parallel.from_first((state, weight), mesh)
     hosts.shared(

@@ -11,7 +11,6 @@ import functools
 import importlib.resources
 import json
 import math
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from edf_jax import costs
+from edf_jax import costs, devices
 from edf_jax.config import baseline_rates
 from edf_jax.errors import UserError
 from edf_jax.models import Network
@@ -120,12 +119,8 @@ def _rate(stage: str, forward: int, device_kind: str, precision: str) -> float |
     nearest = min(fitting, key=lambda r: abs(math.log(r["forward_mflop"] * 1e6 / forward)))
     rate = nearest["gflops"] * 1e9
     if nearest.get("cores"):
-        rate *= _cores() / nearest["cores"]
+        rate *= devices.available_cores() / nearest["cores"]
     return rate
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -157,7 +152,7 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     network = network_for(config, data)
     num_images = config.distill.ipc * data.num_classes
     work = stage_work(config, network, num_images, data.num_train, data.num_test, [network])
-    device = hardware["device"].partition(" x ")[2]
+    device = hardware["device"].rpartition(" x ")[2]
     stages = {"experts": "experts", "distillation": "distill", "evaluation": "evaluate"}
     return [
         {

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from edf_jax import augment, gradcam, losses, matching, parallel, parts
+from edf_jax import augment, gradcam, losses, matching, microbatch, parallel, parts
 from edf_jax.errors import UserError
 from edf_jax.models import Network
 
@@ -135,8 +135,16 @@ def snapshot_labels(network: Network, theta: jax.Array, images: jax.Array) -> ja
     return lax.stop_gradient(jnp.concatenate(chunks))
 
 
-def make_iteration(config, network: Network, num_images: int) -> Callable:
+def make_iteration(
+    config, network: Network, num_images: int, *, store: str = "nothing"
+) -> Callable:
     """The compiled outer iteration.
+
+    Args:
+        config: resolved.
+        network: the student's.
+        num_images: n.
+        store: as in `matching.matching_gradient` (see `memory.choose_store`).
 
     Returns:
         `(state, starts [T, P], targets [T, P], weight [n, H, W, 1], key) -> (state, report)` for
@@ -147,25 +155,34 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
     select = parts.LOSS_MASKS[options.loss_mask](options)
     labels_of_target = parts.LABELS[options.labels].of_target
 
-    mesh = parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
-    axis = parallel.DATA if config.parallel.data > 1 else None
     batch = min(options.batch_syn, num_images)
+    shares = parallel.data_shares(config, network, batch)
+    mesh = parallel.matching_mesh(config.parallel.trajectory, shares)
+    axis = parallel.DATA if shares > 1 else None
     if network.has_batch_stats and (num_images % batch or axis is not None):
         raise UserError(
             f"{network.name} has batch norm, so its student's batches can't be padded or split: "
             f"take a distill.batch_syn that divides the {num_images} synthetic images (now "
             f"{options.batch_syn}) and parallel.data=1"
         )
+    cuts = microbatch.count_parts(network, -(-batch // shares))
+    in_shares = axis is not None or cuts > 1
 
-    def student_loss(theta, images, labels, mask):
+    def mean_loss(theta, images, labels, mask):
         logits = network.apply(theta, images, train=True)
-        count = None if axis is None else lax.psum(jnp.sum(mask, dtype=logits.dtype), axis)
-        return losses.soft_cross_entropy(logits, labels, mask, count=count)
+        return losses.soft_cross_entropy(logits, labels, mask)
+
+    def share_of_loss(theta, images, labels, weights):
+        return microbatch.share_of_mean(
+            lambda mask: mean_loss(theta, images, labels, mask), weights
+        )
+
+    student_loss = share_of_loss if in_shares else mean_loss
 
     def transform(key, images):
         draws = augment.draw_dsa(key, batch, strategy=config.augment.strategy, dtype=images.dtype)
         if axis is not None:
-            uniforms = parallel.share_of_columns(draws.uniforms.T, axis, config.parallel.data)
+            uniforms = parallel.share_of_columns(draws.uniforms.T, axis, shares)
             draws = draws._replace(uniforms=uniforms.T)
         return augment.apply_dsa(
             draws,
@@ -176,13 +193,14 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
 
     def draw_batches(key):
         batches = matching.student_batches(key, num_images, options.batch_syn, options.syn_steps)
-        if axis is None:
+        if not in_shares:
             return batches
-        mask = jnp.ones(batches.indices.shape) if batches.mask is None else batches.mask
-        share = functools.partial(
-            parallel.share_of_columns, axis=axis, size=config.parallel.data
-        )
-        return batches._replace(indices=share(batches.indices), mask=share(mask))
+        weights = microbatch.weights_of(batches.mask, batches.indices.shape[1])
+        weights = jnp.broadcast_to(weights, batches.indices.shape)
+        if axis is None:
+            return batches._replace(mask=weights)
+        share = functools.partial(parallel.share_of_columns, axis=axis, size=shares)
+        return batches._replace(indices=share(batches.indices), mask=share(weights))
 
     def one(values, start, target, key):
         if labels_of_target:
@@ -200,6 +218,8 @@ def make_iteration(config, network: Network, num_images: int) -> Callable:
             select=select,
             through_steps=parts.THROUGH_STEPS[options.gradient],
             axis=axis,
+            parts=cuts,
+            store=store,
         )
         gradients = Learnable(matched.images, matched.labels, matched.alpha)
         return matched.loss, gradients, values.labels

@@ -113,7 +113,7 @@ def _check_plan(config, workdir: pathlib.Path, stage: str) -> tuple[str, ...]:
     from edf_jax import expert_settings, parallel, plan, stages
     from edf_jax.data import describe_dataset
 
-    parallel.matching_mesh(config.parallel.trajectory, config.parallel.data)
+    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
     expert_settings.check_part(config, stage)
     data = describe_dataset(config.data)
     if not data.available:

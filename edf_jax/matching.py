@@ -6,7 +6,8 @@ images, the labels and the student's rate runs backwards over the steps. Since t
 the backward sweep needs only the parameters before each step and one vector
 `v = d loss / d theta_{i+1}`: with `h(theta, x, y) = d/d eps L(theta + eps v; x, y)`, a forward-mode
 derivative, reverse-mode gradients of `h` give all that a step contributes. No step's activations
-outlive it.
+outlive it, unless `store` asks for that: then it is reverse mode through the steps, with less to
+compute again and more to keep.
 
 References:
   Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (2203.11932).
@@ -25,12 +26,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from edf_jax import microbatch
+
 # (theta [P], images [b, H, W, C], label logits [b, C], mask [b] or None) -> scalar
 StudentLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 # (key, images [b, H, W, C]) -> images [b, H, W, C]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 # squared distances [P] -> which of them count [P], a constant for differentiation
 Selection = Callable[[jax.Array], jax.Array]
+
+_PRODUCTS = frozenset(("edf_convolve", "conv_general_dilated", "dot_general"))
+# What the backward sweep finds stored of a student's step: `nothing` computes it again from the
+# parameters, `products` keeps the results of convolutions and matrix products.
+STORES: dict[str, Callable | None] = {
+    "nothing": None,
+    "products": lambda primitive, *_, **__: primitive.name in _PRODUCTS,
+    "everything": jax.checkpoint_policies.everything_saveable,
+}
 
 
 class StudentBatches(NamedTuple):
@@ -161,6 +173,7 @@ def unroll(
     batches: StudentBatches,
     *,
     axis: str | None = None,
+    parts: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """The student's N steps of SGD.
 
@@ -173,17 +186,28 @@ def unroll(
         alpha: the rate, a scalar.
         batches: see `student_batches`.
         axis: as in `matching_gradient`.
+        parts: as in `matching_gradient`.
 
     Returns:
         The final parameters `[P]`, and those before each step `[N, P]`.
     """
 
     def step(theta, batch):
-        seen = augment(batch.keys, images[batch.indices])
-        gradient = jax.grad(loss)(theta, seen, labels[batch.indices], batch.mask)
-        return theta - alpha * _over_shares(gradient, axis), theta
+        return _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts), theta
 
     return lax.scan(step, start, batches)
+
+
+def _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts) -> jax.Array:
+    """One step of the student."""
+    seen = augment(batch.keys, images[batch.indices])
+
+    def gradient_of(_, examples):
+        return jax.grad(loss)(theta, *examples), ()
+
+    examples = (seen, labels[batch.indices], batch.mask)
+    gradient, _ = microbatch.summed(gradient_of, examples, parts)
+    return theta - alpha * _over_shares(gradient, axis)
 
 
 def matching_gradient(
@@ -199,6 +223,8 @@ def matching_gradient(
     select: Selection | None = None,
     through_steps: bool = True,
     axis: str | None = None,
+    parts: int = 1,
+    store: str = "nothing",
 ) -> Matching:
     """The matching loss and its gradients, with the activation memory of a single step.
 
@@ -218,8 +244,18 @@ def matching_gradient(
         axis: the mesh axis over whose devices each batch is split, under `jax.shard_map`.
             `batches` and `augment` are then of this device's share, and `loss` is its part of a
             sum over devices.
+        parts: into how many parts a batch is cut to be computed one after the other (see
+            `microbatch`); `loss` is then a part of a sum, too.
+        store: of `STORES`; other than nothing for one device alone (`axis` None).
     """
-    theta, before = unroll(loss, augment, start, images, labels, alpha, batches, axis=axis)
+    if store != "nothing":
+        return _through_stored_steps(
+            loss, augment, start, target, images, labels, alpha, batches, select, through_steps,
+            parts, STORES[store],
+        )  # fmt: skip
+    theta, before = unroll(
+        loss, augment, start, images, labels, alpha, batches, axis=axis, parts=parts
+    )
     value, sensitivity = jax.value_and_grad(matching_loss)(theta, start, target, select)
 
     def step_back(carry, inputs):
@@ -227,11 +263,19 @@ def matching_gradient(
         theta, batch = inputs
         seen, augment_vjp = jax.vjp(lambda x: augment(batch.keys, x), images[batch.indices])
 
-        def slope(theta, seen, labels):
-            return jax.jvp(lambda t: loss(t, seen, labels, batch.mask), (theta,), (v,))[1]
+        def along_of(_, examples):
+            seen, labels, mask = examples
 
-        along, (to_theta, to_seen, to_labels) = jax.value_and_grad(slope, (0, 1, 2))(
-            theta, seen, labels[batch.indices]
+            def slope(theta, seen, labels):
+                return jax.jvp(lambda t: loss(t, seen, labels, mask), (theta,), (v,))[1]
+
+            along, (to_theta, *to_examples) = jax.value_and_grad(slope, (0, 1, 2))(
+                theta, seen, labels
+            )
+            return (along, to_theta), to_examples
+
+        (along, to_theta), (to_seen, to_labels) = microbatch.summed(
+            along_of, (seen, labels[batch.indices], batch.mask), parts
         )
         (to_images,) = augment_vjp(to_seen)
         to_theta, along = _over_shares((to_theta, along), axis)
@@ -247,6 +291,29 @@ def matching_gradient(
     # The images' and labels' gradients only now: nothing in the sweep needs them.
     to_images, to_labels = _over_shares(totals[:2], axis)
     return Matching(value, to_images, to_labels, totals[2], theta)
+
+
+def _through_stored_steps(
+    loss, augment, start, target, images, labels, alpha, batches, select, through_steps, parts,
+    policy,
+) -> Matching:  # fmt: skip
+    """`matching_gradient` by reverse mode; `policy` says what of the steps is kept for it."""
+
+    def matched(images, labels, alpha):
+        def step(theta, batch):
+            held = theta if through_steps else lax.stop_gradient(theta)
+            moved = _sgd(loss, augment, held, images, labels, alpha, batch, None, parts)
+            return moved if through_steps else theta + (moved - held), None
+
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        theta, _ = lax.scan(step, start, batches)
+        return matching_loss(theta, start, target, select), theta
+
+    (value, theta), gradients = jax.value_and_grad(matched, (0, 1, 2), has_aux=True)(
+        images, labels, alpha
+    )
+    to_images, to_labels, to_alpha = gradients
+    return Matching(value, to_images, to_labels, to_alpha, theta)
 
 
 def _over_shares(tree, axis: str | None):

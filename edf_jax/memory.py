@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edf_jax import costs, gsam, iteration, losses, streaming
+from edf_jax import costs, gsam, iteration, losses, matching, microbatch, parallel, streaming
+from edf_jax.errors import UserError
 from edf_jax.models import Network, build_network
 
 # XLA's temporaries over the trace's peak.
@@ -29,6 +30,8 @@ _TEST_BATCH = 256
 GROUP = 5
 
 _FLOAT = 4
+# How much of a device `distill.store=auto` fills.
+_FILLED = 0.8
 
 
 def _shape(*sizes: int, dtype=jnp.float32) -> Any:
@@ -86,27 +89,99 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
     """
     options = config.distill
     batch = min(batch or options.batch_syn, num_images)
-    batch = math.ceil(batch / config.parallel.data)
+    shares = parallel.data_shares(config, network, batch)
+    share = math.ceil(batch / shares)
+    at_once = math.ceil(share / microbatch.count_parts(network, share))
     trajectories = options.trajectories // config.parallel.trajectory
     arguments = _iteration_arguments(config, network, num_images)
-    return (
-        _bytes(arguments)
-        + _bytes(arguments[0])
-        + options.syn_steps * _bytes(_shape(network.num_params))
-        + int(_MATCHING * _matching_step(network, batch))
-        + _AUGMENTED * _bytes(_shape(batch, *network.image_shape))
+    step = int(_MATCHING * _matching_step(network, at_once))
+    on_each = (
+        options.syn_steps * _bytes(_shape(network.num_params))
+        + step
+        + _AUGMENTED * _bytes(_shape(share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)
     )
+    if options.store not in ("auto", "nothing"):
+        on_each += stored_bytes(config, network, batch, options.store)
+    return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(config, shares) * on_each
+
+
+def _devices_on_host(config, shares: int) -> int:
+    """How many of a mesh's devices share one memory."""
+    on_cpu = jax.default_backend() == "cpu"
+    return config.parallel.trajectory * shares // jax.process_count() if on_cpu else 1
+
+
+def stored_bytes(config, network: Network, batch: int, store: str) -> int:
+    """What the backward sweep finds stored of N steps.
+
+    Args:
+        config: resolved.
+        network: the student's.
+        batch: the student's.
+        store: of `matching.STORES`.
+    """
+    if store == "nothing":
+        return 0
+    theta = _shape(network.num_params)
+    images, labels = _shape(batch, *network.image_shape), _shape(batch, network.num_classes)
+
+    def residuals(*arguments):
+        def gradient(theta, images, labels):
+            def loss(theta):
+                logits = network.apply(theta, images, train=True)
+                return losses.soft_cross_entropy(logits, labels)
+
+            return jax.grad(loss)(theta)
+
+        return jax.vjp(jax.checkpoint(gradient, policy=matching.STORES[store]), *arguments)[1]
+
+    return config.distill.syn_steps * _bytes(jax.eval_shape(residuals, theta, images, labels))
+
+
+def choose_store(config, network: Network, num_images: int, room: int | None) -> str:
+    """Which of `matching.STORES` an iteration uses.
+
+    Args:
+        config: resolved; `distill.store=auto` takes the most that fits on one accelerator, and
+            nothing on a CPU, where keeping takes as long as computing again.
+        network: the student's.
+        num_images: n.
+        room: the device's memory in bytes; None if unknown.
+
+    Raises:
+        UserError: something is to be stored of a batch that is split over devices.
+    """
+    options = config.distill
+    batch = min(options.batch_syn, num_images)
+    split = parallel.data_shares(config, network, batch) > 1
+    if options.store != "auto":
+        if split and options.store != "nothing":
+            raise UserError(
+                f"distill.store={options.store} is for a batch on one device: set "
+                f"parallel.data=1 (now {config.parallel.data})"
+            )
+        return options.store
+    if split or room is None or jax.default_backend() == "cpu":
+        return "nothing"
+    needed = iteration_bytes(config, network, num_images)
+    for store in ("everything", "products"):
+        if needed + stored_bytes(config, network, batch, store) <= _FILLED * room:
+            return store
+    return "nothing"
 
 
 def compiled_iteration_bytes(config, network: Network, num_images: int) -> int | None:
     """The same by XLA's account of the compiled iteration; None where the platform gives none."""
-    step: Any = iteration.make_iteration(config, network, num_images)
+    shares = parallel.data_shares(config, network, min(config.distill.batch_syn, num_images))
+    step: Any = iteration.make_iteration(
+        config, network, num_images, store=choose_store(config, network, num_images, None)
+    )
     compiled = step.lower(*_iteration_arguments(config, network, num_images)).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    return (
+    return _devices_on_host(config, shares) * (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes

@@ -199,7 +199,7 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _devices_needed(config) -> int:
-    return config.parallel.trajectory * config.parallel.data
+    return config.parallel.trajectory * max(1, config.parallel.data)
 
 
 def _too_few_devices(plan: Plan) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import os
 import pathlib
 import platform
 import resource
@@ -18,7 +17,7 @@ from typing import Any
 
 import jax
 
-from edf_jax import hosts, storage
+from edf_jax import devices, hosts, storage
 from edf_jax.config import AUTO, FREE, SCHEMA, flatten
 from edf_jax.errors import UserError
 
@@ -230,16 +229,14 @@ def _versions() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, str]:
-    devices = jax.devices()
+    found = jax.devices()
+    # The devices of a CPU are its cores.
+    kind = found[0].device_kind
     return {
-        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "device": kind if found[0].platform == "cpu" else f"{len(found)} x {kind}",
         "cpu": _cpu_name(),
-        "cores": str(_cores()),
+        "cores": str(devices.available_cores()),
     }
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_name() -> str:

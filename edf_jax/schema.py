@@ -236,6 +236,12 @@ _DISTILL = {
     "distill.trajectories": Key(
         1, "expert trajectories whose gradients an iteration averages", _EDF, at_least=1
     ),
+    "distill.store": Key(
+        AUTO,
+        "what the backward sweep finds stored of a step instead of computing it again; auto is "
+        "the most that fits on an accelerator, and nothing on a CPU, where nothing was faster",
+        choices=(AUTO, "nothing", "products", "everything"),
+    ),
     "distill.on_nan": Key(
         "skip",
         "after a matching loss over 1000, or a loss, gradient or step that isn't finite: 'skip' "
@@ -338,7 +344,11 @@ _REST = {
     "log.tensorboard": Key(True, "write TensorBoard events"),
     "log.wandb_project": Key("", "Weights & Biases project; '' is none"),
     "parallel.trajectory": Key(1, "devices over which trajectories are spread", at_least=1),
-    "parallel.data": Key(1, "devices over which a student's batch is split", at_least=1),
+    "parallel.data": Key(
+        0,
+        "devices over which a student's batch is split; 0 takes all cores of a CPU, else one",
+        at_least=0,
+    ),
 }
 
 SCHEMA: dict[str, Key] = {

@@ -7,6 +7,7 @@ is `fold_in(key, e)` and nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from edf_jax import gsam, parallel
+from edf_jax import gsam, microbatch, parallel
 from edf_jax.models import Network
 
 # (logits [b, C], targets [b, ...], mask [b] or None) -> scalar
@@ -155,13 +156,7 @@ def train_step(
     if recipe.teach is not None:
         targets = recipe.teach(inputs)
 
-    def loss(theta):
-        logits, batch_stats = recipe.network.apply_and_update(
-            theta, inputs, state.batch_stats, rng=network_key
-        )
-        return recipe.loss(logits, targets, mask), batch_stats
-
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    value_and_grad = _value_and_grad(recipe, state.batch_stats, inputs, targets, mask, network_key)
     if recipe.gsam is None:
         (value, batch_stats), gradient = value_and_grad(state.theta)
     else:
@@ -170,6 +165,37 @@ def train_step(
         )
     direction, optimiser = recipe.optimiser.update(gradient, state.optimiser, state.theta)
     return TrainState(state.theta - rate * direction, batch_stats, optimiser), value
+
+
+def _value_and_grad(recipe: Recipe, batch_stats, inputs, targets, mask, key) -> Callable:
+    """`theta -> ((loss, new batch statistics), gradient)` on one batch."""
+    parts = microbatch.count_parts(recipe.network, len(inputs))
+
+    def loss(theta, inputs, targets, mask, key):
+        logits, moved = recipe.network.apply_and_update(theta, inputs, batch_stats, rng=key)
+        return recipe.loss(logits, targets, mask), moved
+
+    if parts == 1:
+        whole = functools.partial(loss, inputs=inputs, targets=targets, mask=mask, key=key)
+        return jax.value_and_grad(whole, has_aux=True)
+
+    def in_parts(theta):
+        def of_part(index, examples):
+            inputs, targets, weights = examples
+            part_key = jax.random.fold_in(key, index)
+
+            def share(theta):
+                return microbatch.share_of_mean(
+                    lambda mask: loss(theta, inputs, targets, mask, part_key)[0], weights
+                )
+
+            return jax.value_and_grad(share)(theta), ()
+
+        weights = microbatch.weights_of(mask, len(inputs), theta.dtype)
+        (value, gradient), _ = microbatch.summed(of_part, (inputs, targets, weights), parts)
+        return (value, batch_stats), gradient
+
+    return in_parts
 
 
 def train_epoch(
@@ -345,6 +371,7 @@ def predict(
     """Logits `[n, C]` of `images [n, H, W, C]` as stored, batch by batch."""
     count = images.shape[0]
     batch = min(batch, count)
+    batch = -(-batch // microbatch.count_parts(network, batch))
     rows = -(-count // batch)
     # The last row is filled up with the first images, so that one program serves all rows.
     positions = (jnp.arange(rows * batch) % count).reshape(rows, batch)

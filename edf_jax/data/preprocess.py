@@ -22,6 +22,7 @@ from typing import IO
 
 import numpy as np
 
+from edf_jax import devices
 from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.rows import RowFile, digest
@@ -105,15 +106,9 @@ def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterato
     """`function` of each item, in order, on `workers` threads (0: one per core)."""
     import grain
 
-    threads = workers or _cores()
+    threads = workers or devices.available_cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.source(items).map(function).to_iter_dataset(options))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a container or scheduler leaves us; not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -1,6 +1,6 @@
 """One framework's process: sets up, warms up, then runs when asked.
 
-    python -m benchmarks.child prepare|ours|pytorch BENCHMARK FOLDER
+    python -m benchmarks.child prepare|ours|pytorch|exact BENCHMARK FOLDER
 
 A task is a class with
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks import processes
 from benchmarks import sizes as work
+from benchmarks.sizes import EXACT
 
 
 def main() -> None:
@@ -32,6 +33,9 @@ def main() -> None:
         from benchmarks import problems
 
         processes.send(**problems.prepare(name, sizes, folder))
+        return
+    if role == EXACT:
+        _exact(name, sizes, folder)
         return
     if sizes.device == "cpu" and hasattr(os, "sched_setaffinity"):
         # Before the framework counts the cores.
@@ -75,6 +79,24 @@ def main() -> None:
             cpu_seconds=cpu,
             peak_bytes=peak,
         )
+
+
+def _exact(name: str, sizes: work.Sizes, folder: pathlib.Path) -> None:
+    """PyTorch's results in float64."""
+    import torch
+
+    from benchmarks import pytorch
+
+    pytorch.set_up(sizes)
+    torch.set_default_dtype(torch.float64)
+    with np.load(folder / "problem.npz") as found:
+        problem = {
+            key: value.astype(np.float64) if value.dtype == np.float32 else value
+            for key, value in found.items()
+        }
+    task = pytorch.TASKS[name](sizes, problem)
+    np.savez(folder / f"{EXACT}.npz", **task.results(task.ready(0)()))
+    processes.send(steps=task.steps)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ class Maps(Task):
         with self.autocast():
             with torch.no_grad():
                 features = self._net.features(images)
-            features = features.float().requires_grad_(True)
-            logits = self._net.classify(features).float()
+            features = features.to(torch.get_default_dtype()).requires_grad_(True)
+            logits = self._net.classify(features).to(torch.get_default_dtype())
         score = logits.gather(1, self._classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, features)
         return features.detach(), gradient
@@ -53,7 +53,7 @@ class Maps(Task):
         )
         last, gradient = passes[-1]
         with torch.no_grad(), self.autocast():
-            clean = self._net.features(self._images).float()
+            clean = self._net.features(self._images).to(torch.get_default_dtype())
         alpha = second / (2 * second + (third * clean).sum((2, 3), keepdim=True) + 1e-8)
         return (alpha * gradient.relu()).sum((2, 3)), last
 

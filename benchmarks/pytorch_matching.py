@@ -61,7 +61,8 @@ class Matching(Task):
         parts = theta.split([shape.numel() for _, shape in self._shapes])
         named = {name: part.view(shape) for (name, shape), part in zip(self._shapes, parts)}
         with self.autocast():
-            return torch.func.functional_call(self._net, named, (images,)).float()
+            logits = torch.func.functional_call(self._net, named, (images,))
+        return logits.to(torch.get_default_dtype())
 
     def _loss(self, trajectory: int, values, draws, start, target, steps) -> Tensor:
         images, labels, alpha = values

@@ -29,7 +29,7 @@ class _Training(Task):
         self._net = self.convnet()
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() / 255 - self._mean) / self._std
+        return (images.to(torch.get_default_dtype()) / 255 - self._mean) / self._std
 
     def _draws(self, variant: int):
         orders, ops, uniforms = (self.problem[k][variant] for k in ("orders", "ops", "uniforms"))
@@ -87,7 +87,7 @@ class Experts(_Training):
 
                     def loss(seen=seen, labels=labels):
                         with self.autocast():
-                            logits = self._net(seen).float()
+                            logits = self._net(seen).to(torch.get_default_dtype())
                         return functional.cross_entropy(logits, labels)
 
                     found.append(self._step(loss))
@@ -136,7 +136,7 @@ class Evaluation(_Training):
                     STUDENT_CROP,
                 )
                 with self.autocast():
-                    logits = self._net(seen).float()
+                    logits = self._net(seen).to(torch.get_default_dtype())
                 loss = soft_cross_entropy(logits, self._labels[rows])
                 sgd.zero_grad()
                 loss.backward()

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OURS, PYTORCH = "ours", "pytorch"
+# PyTorch in float64.
+EXACT = "exact"
 # Different draws of the same work; runs go round them.
 VARIANTS = 4
 CLASSES = 10

@@ -191,11 +191,11 @@ def make_iteration(
             crop_ratio=config.augment.crop_ratio,
         )
 
-    def draw_batches(key):
+    def draw_batches(key, dtype):
         batches = matching.student_batches(key, num_images, options.batch_syn, options.syn_steps)
         if not in_shares:
             return batches
-        weights = microbatch.weights_of(batches.mask, batches.indices.shape[1])
+        weights = microbatch.weights_of(batches.mask, batches.indices.shape[1], dtype)
         weights = jnp.broadcast_to(weights, batches.indices.shape)
         if axis is None:
             return batches._replace(mask=weights)
@@ -214,7 +214,7 @@ def make_iteration(
             values.images,
             values.labels,
             values.alpha,
-            draw_batches(key),
+            draw_batches(key, values.images.dtype),
             select=select,
             through_steps=parts.THROUGH_STEPS[options.gradient],
             axis=axis,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import augment, config, convolution, iteration, losses, matching
+from edf_jax import augment, config, convolution, iteration, losses, matching, microbatch
 from edf_jax.errors import UserError
 from edf_jax.models import build_network
 
@@ -71,6 +71,37 @@ def test_gradient_equals_reverse_mode_through_the_unrolled_steps():
             error = jnp.linalg.norm(actual - reference) / jnp.linalg.norm(reference)
             print(f"relative error: {float(error):.1e}")
             assert error < 1e-9
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"parts": 2},
+        {"store": "products"},
+        {"store": "everything", "through_steps": False},
+        {"store": "everything", "parts": 3},
+    ],
+    ids=str,
+)
+def test_what_is_cut_or_stored_changes_no_gradient(how):
+    with jax.enable_x64(True):
+        problem = _problem(steps=3)
+        whole = {"through_steps": how.get("through_steps", True)}
+        plain = jax.jit(lambda *a: matching.matching_gradient(*problem[:2], *a, **whole))
+        expected = plain(*problem[2:])
+        if "parts" in how:
+            loss, batches = problem[0], problem[7]
+            weights = microbatch.weights_of(batches.mask, 3, jnp.float64)
+            problem = (
+                lambda *a: microbatch.share_of_mean(lambda m: loss(*a[:3], m), a[3]),
+                *problem[1:7],
+                batches._replace(mask=weights),
+            )
+        result = jax.jit(lambda *a: matching.matching_gradient(*problem[:2], *a, **how))(
+            *problem[2:]
+        )
+        for actual, reference in zip(result, expected):
+            assert jnp.linalg.norm(actual - reference) < 1e-9 * jnp.linalg.norm(reference)
 
 
 def _plain_gradient(problem):

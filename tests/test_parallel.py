@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import parallel
+from edf_jax import config, models, parallel
 from edf_jax.errors import UserError
 
 
@@ -56,3 +57,44 @@ def test_shares_of_a_batch_cover_it_and_are_filled_with_zeros():
         lambda _: parallel.share_of_columns(rows, "data", 2), axis_name="data"
     )(jnp.zeros(2))
     np.testing.assert_array_equal(shares[:, 0], [[1, 2, 3], [4, 5, 0]])
+
+
+_CORES = """
+import jax
+from edf_jax import devices
+devices.set_up("float32")
+print(jax.device_count(), devices.available_cores())
+"""
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("", None), ("device_count=3", 3)])
+def test_each_core_is_a_device_unless_flags_say_how_many(flags, expected):
+    name = "--xla_force_host_platform_"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags and name + flags}
+    finished = subprocess.run(
+        [sys.executable, "-c", _CORES], capture_output=True, text=True, env=environment, check=True
+    )
+    count, cores = map(int, finished.stdout.split())
+    assert count == (expected or min(cores, 16))
+
+
+def test_a_batch_is_split_over_cores_only_where_it_can_be():
+    def shares(batch=64, trajectory=1, norm="instance", **changes):
+        changes = {"parallel.trajectory": trajectory, "distill.trajectories": trajectory, **changes}
+        settings = config.resolve(config.default_config(**changes))
+        network = models.build_network(
+            "ConvNet", num_classes=4, image_shape=(8, 8, 3), width=4, depth=1, norm=norm
+        )
+        return parallel.data_shares(settings, network, batch)
+
+    with mock.patch.object(jax, "device_count", lambda: 8):
+        assert shares() == 8
+        assert shares(trajectory=4) == 2
+        assert shares(batch=13) == 3
+        assert shares(batch=1) == 1
+        assert shares(norm="batch") == 1
+        assert shares(**{"distill.store": "everything"}) == 1
+        assert shares(**{"parallel.data": 5}) == 5
+        with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+            assert shares() == 1

@@ -188,6 +188,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     methods = (*_METHODS, _TEACHER)
     parser.add_argument("imagenet", help="folder with train/<WordNet id>/* and val/<WordNet id>/*")
@@ -198,7 +199,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--protocol", choices=("rded", "sre2l"), default="rded")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry_run", action="store_true", help="what each cell would take")
-    parser.add_argument("--config.KEY=VALUE", dest="_", help="another value, for all cells")
+    parser.add_argument("--config.KEY", metavar="VALUE", help="another value, for all cells")
     options, rest = parser.parse_known_args(argv)
     for name, known in (("subsets", list(table)), ("ipc", ["1", "10", "50"]), ("methods", methods)):
         chosen = getattr(options, name).split(",")
@@ -222,25 +223,32 @@ def dry_run(chosen: Sequence[Cell]) -> None:
         for name in ("workdir", "stage"):
             flags.DEFINE_string(name, "", "of the cell", flag_values=values)
 
-    experts: dict[tuple[str, str], int] = {}
+    experts: dict[tuple[str, str], tuple[float, float | None]] = {}
+    advice = ""
     for cell in chosen:
         config = resolve(main.parse(["table1", *cell.flags], define).config)
         data = describe_dataset(config.data)
         made = plan.make_plan(config, data, cell.folder)
-        experts[cell.subset, config.experts.optimizer] = made.experts_bytes
-        known = {k: v for k, v in made.hours.items() if v is not None}
-        state = "finished" if is_finished(cell) else "to do"
-        time = f"{sum(known.values()):.1f} h" if known else "hours unknown on this device"
-        where = "data found" if data.available else f"no data: {data.advice}"
-        expected = published()[cell.subset][cell.ipc][cell.method]
+        if cell.method != _TEACHER:
+            size = made.experts_bytes / 2**30
+            experts[cell.subset, config.experts.optimizer] = size, made.hours["experts"]
+        advice = advice or ("" if data.available else data.advice)
+        stages = ("evaluation",) if cell.method == _TEACHER else ("distillation", "evaluation")
         print(
-            f"{cell.name}: {state}; published {expected:.1f}; {made.num_images} images, "
-            f"{config.distill.iterations} iterations, "
-            f"{max(made.memory.values()) / 2**30:.1f} GiB, {time}; {where}"
+            f"{cell.name}: {'finished' if is_finished(cell) else 'to do'}; published "
+            f"{published()[cell.subset][cell.ipc][cell.method]:.1f}; {made.num_images} images, "
+            f"{config.distill.iterations} iterations, {max(made.memory.values()) / 2**30:.1f} GiB "
+            f"of memory, {_hours([made.hours[stage] for stage in stages])} without experts"
         )
         print(f"  python -m edf_jax.main {shlex.join(cell.flags)}")
-    sizes = ", ".join(f"{s} {o} {b / 2**30:.1f} GiB" for (s, o), b in experts.items())
-    print(f"{len(chosen)} cells; experts on disk: {sizes}")
+    for (subset, optimizer), (size, hours) in experts.items():
+        print(f"experts of {subset}, {optimizer}: {size:.1f} GiB on disk, {_hours([hours])}")
+    print(f"{len(chosen)} cells" + (f"; no data there yet: {advice}" if advice else ""))
+
+
+def _hours(hours: Sequence[float | None]) -> str:
+    known = [value for value in hours if value is not None]
+    return f"{sum(known):,.1f} h" if known else "unknown hours on this device"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

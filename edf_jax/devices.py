@@ -90,9 +90,9 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> None:
         return
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     path = pathlib.Path(folder or pathlib.Path(base) / "edf_jax" / "compiled")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    # JAX makes the folder when there is something to keep.
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -66,8 +66,10 @@ def _run(argv: list[str]) -> int:
     values = parse(argv, _define_flags)
     if values.dry_run not in ("", "plan", "compile"):
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
-    from edf_jax.config import resolve
+    from edf_jax import hosts
+    from edf_jax.config import flatten, resolve
 
+    hosts.check_flags(values.coordinator, values.num_processes, values.process_id)
     console.speak_in_lines()
     config = resolve(values.config)
     workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
@@ -76,11 +78,11 @@ def _run(argv: list[str]) -> int:
 
         print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
-    from edf_jax import devices, hosts, preemption
-    from edf_jax.config import flatten
+    from edf_jax import devices, expert_settings, preemption
     from edf_jax.run import Run
     from edf_jax.stages import run_stages
 
+    expert_settings.check_part(config, values.stage)
     devices.set_up(config.precision, deterministic=config.deterministic)
     hosts.start(
         values.coordinator,
@@ -94,7 +96,7 @@ def _run(argv: list[str]) -> int:
     run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
     with hosts.together():
         run.check()
-        warnings = _check_plan(config, workdir, values.stage)
+        warnings = _check_plan(config, workdir)
     with preemption.listening(), run:
         for warning in warnings:
             _log.warning("%s", warning)
@@ -104,17 +106,16 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def _check_plan(config, workdir: pathlib.Path, stage: str) -> tuple[str, ...]:
+def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
     """Refuses, before anything is written, what the plan tells to be impossible.
 
     Returns:
         The plan's warnings.
     """
-    from edf_jax import expert_settings, parallel, plan, stages
+    from edf_jax import parallel, plan, stages
     from edf_jax.data import describe_dataset
 
     parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
-    expert_settings.check_part(config, stage)
     data = describe_dataset(config.data)
     if not data.available:
         raise UserError(data.advice)

@@ -70,6 +70,10 @@ def command_cases() -> Iterator[Case]:
     for flags in (
         ("--workdir",), ("--workdri=x",), ("--stage=distil",), ("--stage=",), ("--stage",),
         ("--dry_run=yes",), ("extra",), ("-x",), ("--seed=1",), ("--flagfile=x",),
+        ("--coordinator=host:1",), ("--num_processes=2",), ("--num_processes=two",),
+        ("--coordinator=host", "--num_processes=2", "--process_id=0"),
+        ("--coordinator=host:1", "--num_processes=2", "--process_id=2"),
+        ("--config.experts.part=1/2",), ("--config.experts.part=x", "--stage=experts"),
         ("--undefok=y", "--y=1"), ("--workdir=gs://bucket/run",), ("--workdir=/proc/none/run",),
         ("--config.seed",), ("--lr_img=3",), ("--config_distill=1",), ("--verbosity=9",),
     ):

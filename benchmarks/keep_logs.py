@@ -1,0 +1,112 @@
+"""The logs of runs and comparisons, made small enough to keep beside the tables they stand behind.
+
+    python -m benchmarks.keep_logs runs/complex_scenes/hard_ipc10 docs/results/scenes_hard_ipc10
+    python -m benchmarks.keep_logs runs/demo docs/results/demo --figures
+
+Keeps `config.json` and `result.json` of each run on one line each, and the rows of `metrics.jsonl`
+with five significant digits and whole seconds; no arrays. `python -m edf_jax.report docs/results/*`
+makes the tables again. `--figures` keeps a run's curves and pictures too; `--no_metrics` leaves the
+rows out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+from edf_jax import comparison, console, report, storage
+from edf_jax.errors import UserError
+from edf_jax.metrics import read_metrics
+from edf_jax.run_files import open_run, write_file
+
+# Of the rows: what no curve shows.
+_LEFT_OUT = ("gradient_alpha", "gradient_images", "gradient_labels", "num_images", "num_networks")
+# Of the result: what the config and the rest say.
+_REPEATED = ("rows", "scores", "workdir")
+
+
+def keep(source: pathlib.Path, target: pathlib.Path, *, metrics: bool, figures: bool) -> None:
+    """Keeps the logs of a run, or of a comparison with all its runs.
+
+    Args:
+        source: its folder.
+        target: a folder, made where it isn't there.
+        metrics: whether rows are kept.
+        figures: whether curves and pictures are.
+
+    Raises:
+        UserError: `source` is neither.
+    """
+    if not comparison.is_comparison(source):
+        _keep_run(source, target, metrics=metrics, figures=figures)
+        return
+    plan = json.loads((source / "comparison.json").read_text(encoding="utf-8"))
+    storage.write_text(_made(target) / "comparison.json", json.dumps(plan, indent=1))
+    for cell in plan["cells"].values():
+        of_experts = cell["kind"] == "experts"
+        where = (source / cell["folder"], target / cell["folder"])
+        _keep_run(*where, metrics=metrics or of_experts, figures=figures and not cell["baseline"])
+
+
+def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
+    run = open_run(source)
+    if not run.result:
+        raise UserError(f"{source} has no result.json: its run isn't finished")
+    result = {k: v for k, v in run.result.items() if k not in _REPEATED}
+    storage.write_text(_made(target) / "config.json", _line(run.config))
+    storage.write_text(target / "result.json", _line(result))
+    rows = [_short(row) for row in read_metrics(source)] if metrics else []
+    if rows:
+        storage.write_text(target / "metrics.jsonl", "".join(map(_line, rows)))
+    if figures:
+        for name, png in {**report.draw_charts(run, report.figures.LIGHT)}.items():
+            write_file(target / "figures" / f"{name}.png", png)
+        if run.first is not None:
+            png = report.draw_pictures(run)["before_after"]
+            write_file(target / "figures" / "before_after.png", png)
+
+
+def _made(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _line(content: Any) -> str:
+    return json.dumps(content) + "\n"
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    short = {k: _rounded(v) for k, v in row.items() if k not in _LEFT_OUT}
+    short["time"] = round(row.get("time", 0))
+    return short
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.keep_logs")
+    parser.add_argument("source", type=pathlib.Path)
+    parser.add_argument("target", type=pathlib.Path)
+    parser.add_argument("--no_metrics", action="store_true")
+    parser.add_argument("--figures", action="store_true")
+    options = parser.parse_args()
+
+    def work() -> int:
+        keep(
+            options.source,
+            options.target,
+            metrics=not options.no_metrics,
+            figures=options.figures,
+        )
+        return 0
+
+    return console.exit_status(work, name="keep_logs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

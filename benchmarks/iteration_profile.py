@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks import ours, problems
 from benchmarks.harness import print_bench, significant
-from benchmarks.sizes import ALPHA, Sizes, parse_sizes
-from edf_jax import augment, costs, devices, losses, matching
+from benchmarks.sizes import Sizes, parse_sizes
+from edf_jax import augment, costs, devices, losses, matching, microbatch, parallel
 
 _CROP = 0.25
 _TOP = 15
@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
             problem = dict(arrays)
     peak_gflops, peak_gbytes = _machine(sizes.precision)
     kind = jax.devices()[0].device_kind
-    print(f"{kind}, {sizes.precision}: products {peak_gflops:.0f} GFLOP/s, copies "
-          f"{peak_gbytes:.1f} GB/s; load {os.getloadavg()[0]:.1f}")
+    print(f"{kind}, {sizes.precision}: one device of {jax.device_count()} does products at "
+          f"{peak_gflops:.0f} GFLOP/s, copies at {peak_gbytes:.1f} GB/s; "
+          f"load {os.getloadavg()[0]:.1f}")
 
     task = ours.Matching(sizes, problem)
     runs = [task.ready(variant) for variant in (0, 1, 2, 3)]
@@ -127,7 +128,7 @@ def _best(function: Callable, *arguments: Any, repeats: int = 5) -> float:
 
 
 def _machine(precision: str) -> tuple[float, float]:
-    """GFLOP/s of a large matrix product, and GB/s of a large copy."""
+    """GFLOP/s of a large matrix product, and GB/s of a large copy, on one device."""
     small = jax.default_backend() == "cpu"
     side, length = (1536, 2**25) if small else (8192, 2**29)
     dtype = devices.compute_dtype(precision) or jnp.float32
@@ -142,27 +143,22 @@ def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
     network = problems.convnet(sizes)
     select = matching.common_pattern_dropout(sizes.drop)
     batch = min(sizes.batch, sizes.num_images)
+    # What one device computes at a time, and how often.
+    share = -(-batch // parallel.data_shares(problems.config(sizes), network, batch))
+    cuts = microbatch.count_parts(network, share)
     steps = sizes.syn_steps * sizes.networks
     theta, target = (jnp.asarray(problem[name][0]) for name in ("starts", "targets"))
     images, labels = jnp.asarray(problem["images"]), jnp.asarray(problem["labels"])
-    seen, wanted = images[:batch], labels[:batch]
+    seen, wanted = images[:share], labels[:share]
+    part = -(-share // cuts)
     keys = jax.random.key(0)
-    batches = matching.student_batches(keys, sizes.num_images, sizes.batch, sizes.syn_steps)
-    uniforms = jax.random.uniform(keys, (batch, 3))
+    uniforms = jax.random.uniform(keys, (share, 3))
 
     def loss(theta, images, labels, mask=None):
         return losses.soft_cross_entropy(network.apply(theta, images, train=True), labels, mask)
 
     def slope(theta, seen, labels, v):
         return jax.jvp(lambda t: loss(t, seen, labels), (theta,), (v,))[1]
-
-    def transform(key, x):
-        return augment.dsa(key, x, crop_ratio=_CROP)
-
-    def unroll(theta, images, labels):
-        return matching.unroll(
-            loss, transform, theta, images, labels, jnp.float32(ALPHA), batches
-        )[0]
 
     def augmented(uniforms, x, *, op):
         draws = augment.Draws(jnp.int32(0), uniforms)
@@ -172,13 +168,16 @@ def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
         return jax.vjp(lambda y: augmented(uniforms, y, op=op), x)[1](cotangent)[0]
 
     parts = [
-        _part("forward pass", 0, lambda t, x: network.apply(t, x, train=True), theta, seen),
-        _part("gradient of a step", steps, jax.grad(loss), theta, seen, wanted),
         _part(
-            "gradient of jvp", steps, jax.value_and_grad(slope, (0, 1, 2)), theta, seen, wanted,
-            target,
+            "forward pass", 0, lambda t, x: network.apply(t, x, train=True), theta, seen[:part]
         ),
-        _part("all steps forwards", 0, unroll, theta, images, labels),
+        _part(
+            "gradient of a step", steps * cuts, jax.grad(loss), theta, seen[:part], wanted[:part]
+        ),
+        _part(
+            "gradient of jvp", steps * cuts, jax.value_and_grad(slope, (0, 1, 2)), theta,
+            seen[:part], wanted[:part], target,
+        ),
         _part(
             "loss and CPD", sizes.networks, jax.value_and_grad(matching.matching_loss),
             theta, target, theta + 1, select=select,
@@ -186,10 +185,10 @@ def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
     ]
     names = augment.parse_strategy(augment.FULL_STRATEGY)
     for name in names:
-        share = steps / len(names)
-        parts.append(_part(f"augment: {name}", 2 * share, augmented, uniforms, seen, op=name))
+        often = steps / len(names)
+        parts.append(_part(f"augment: {name}", 2 * often, augmented, uniforms, seen, op=name))
         parts.append(
-            _part(f"augment: {name}, back", share, transposed, uniforms, seen, seen, op=name)
+            _part(f"augment: {name}, back", often, transposed, uniforms, seen, seen, op=name)
         )
     return parts
 
@@ -215,7 +214,7 @@ def _print_parts(
     parts: Iterable[Part], iteration: float, peak_gflops: float, peak_gbytes: float
 ) -> None:
     columns = ("ms", "times", "GFLOP", "ms at best", "GB", "ms at best", "of iteration")
-    print(f"\n{'part, alone':28}" + "".join(f"{name:>13}" for name in columns))
+    print(f"\n{'part, alone, on one device':28}" + "".join(f"{name:>13}" for name in columns))
     total = floor = 0.0
     for p in parts:
         arithmetic, traffic = p.gflop / peak_gflops * 1e3, p.gbytes / peak_gbytes * 1e3

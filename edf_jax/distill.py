@@ -169,7 +169,7 @@ def distill(
         checkpoints.save(state, weight, position)
 
     with Progress("distill", options.iterations, "iteration", start=first) as bar:
-        began = time.monotonic()
+        began, waited = time.monotonic(), 0.0
         for it in range(first, options.iterations + 1):
             last = it == options.iterations
             if it % options.eval_every == 0 or last:
@@ -183,7 +183,9 @@ def distill(
                 break
             if weigh is not None and it % config.cam.every == 0:
                 _, weight = weigh(state.values, jax.random.fold_in(key, 2 * it))
+            asked_at = time.monotonic()
             used = _next_pairs(config, network, pairs, it)
+            waited += time.monotonic() - asked_at
             starts = np.stack([pair.start for pair in used])
             targets = np.stack([pair.target for pair in used])
             state, report = iterate(
@@ -213,6 +215,13 @@ def distill(
             fault = None
             if asked:
                 raise Preempted(preemption.WHY)
+        took = max(time.monotonic() - began, 1e-9)
+        _log.info(
+            "%d iterations in %.1f s, evaluations included; %.1f%% of it waiting for snapshots",
+            options.iterations - first,
+            took,
+            100 * waited / took,
+        )
     final = current(options.iterations)
     final.save(workdir / "distilled" / "last.safetensors")
     return final

@@ -6,7 +6,7 @@ ipc1, ipc10, ipc50     unpublished: the settings are CIFAR-10's of the same IPC,
                        with three blocks.
 gpu_ipc1, gpu_ipc10, gpu_ipc50
                        the same with 20 experts of 30 epochs, for some hours of one GPU.
-cpu_ipc1, cpu_ipc10    width 32, 3 experts of 6 epochs, 100 iterations: for half an hour of two
+cpu_ipc1, cpu_ipc10    width 32, 2 experts of 5 epochs, 100 iterations: for half an hour of two
                        CPU cores.
 
 Data: the four idx files (Debian's package dataset-fashion-mnist is found by itself, else
@@ -37,8 +37,8 @@ _GPU_BY_IPC = {
 }
 _CPU = {
     "model.width": 32,
-    "experts.num": 3,
-    "experts.epochs": 6,
+    "experts.num": 2,
+    "experts.epochs": 5,
     "experts.batch": 128,
     "experts.lr": 0.1,
     "distill.iterations": 100,
@@ -46,7 +46,7 @@ _CPU = {
     "distill.batch_syn": 50,
     "distill.expert_epochs": 1,
     "distill.current_max_start_epoch": 2,
-    "distill.max_start_epoch": 5,
+    "distill.max_start_epoch": 4,
     "distill.expansion_end": 60,
     "distill.lr_lr": 1e-4,
     "distill.lr_teacher": 0.03,

@@ -289,6 +289,8 @@ def refused_here(case: Case, compilations: Compilations) -> tuple[str, str | Non
     with _place() as folder:
         arguments = case.arguments(folder)
         before, compiled = _files(folder), compilations.count
+        # The last case's config file, whose names this one's would be added to.
+        sys.modules.pop("config_config", None)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

@@ -40,9 +40,9 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
 }
 # The same for each method: image rates, and how late in training matched epochs may lie.
 TRIALS: tuple[dict[str, Any], ...] = (
-    {"distill.lr_img": 200.0, "distill.max_start_epoch": 8},
+    {"distill.lr_img": 300.0, "distill.max_start_epoch": 8},
     {"distill.lr_img": 1000.0, "distill.max_start_epoch": 8},
-    {"distill.lr_img": 1000.0, "distill.max_start_epoch": 3},
+    {"distill.lr_img": 1000.0, "distill.max_start_epoch": 16},
 )
 # Trials take fewer experts and networks than what they choose for.
 _CHEAPER = {"experts.num": 3, "evaluate.num": 2, "evaluate.during_epochs": 1}

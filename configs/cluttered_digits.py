@@ -8,9 +8,9 @@ photographs. `data.difficulty` goes from 0 (large, plain background) to 1 (small
 demo               five images per class, a narrow network: minutes on 2 CPU cores, under 4 GiB.
                    Accuracy to expect: README.md.
 easy_ipc1, easy_ipc10, hard_ipc1, hard_ipc10
-                   two levels of `data.difficulty` at 24 pixels, for the comparison of methods on
+                   two levels of `data.difficulty` at 16 pixels, for the comparison of methods on
                    simple and complex scenes (benchmarks/complex_scenes.py, which chose nothing
-                   of theirs on test images): a minute or two per run on one CPU core.
+                   of theirs on test images): half a minute per run on one CPU core.
 ipc1, ipc10, ipc50 width 32, ten experts: made for comparisons. Hours on 2 CPU cores (not measured).
 
 Unpublished: the data are ours. The settings were chosen among about eight
@@ -76,23 +76,22 @@ _LARGER = {
 
 _SCENES = {
     **_COMMON,
-    "data.resolution": 24,
-    "data.composites": 4,
+    "data.resolution": 16,
+    "data.composites": 1,
     "data.test_composites": 4,
     "model.width": 16,
+    "model.depth": 2,
     "experts.num": 4,
-    "experts.epochs": 16,
-    "experts.lr": 0.1,
-    "distill.iterations": 40,
-    "distill.syn_steps": 15,
+    "experts.epochs": 40,
+    "distill.iterations": 60,
     "distill.batch_syn": 50,
     "distill.current_max_start_epoch": 2,
     "distill.max_start_epoch": 8,
-    "distill.expansion_end": 25,
-    "distill.eval_every": 40,
-    "distill.save_every": 15,
+    "distill.expansion_end": 40,
+    "distill.eval_every": 20,
+    "distill.save_every": 20,
     "cam.every": 20,
-    "evaluate.epochs": 100,
+    "evaluate.epochs": 150,
     "evaluate.during_epochs": 50,
 }
 _LEVELS = {"easy": 0.1, "hard": 0.6}

@@ -79,14 +79,14 @@ def test_results_that_differ_are_held_against_float64():
         assert 0 < record[f"{which}_from_float64"]["maps"] < 1e-6
 
 
-def test_results_that_rounding_does_not_explain_are_an_error():
+def test_results_that_rounding_does_not_explain_are_an_error(capsys):
     from_float64 = {"ours_from_float64": {"a": 3e-3}, "pytorch_from_float64": {"a": 2e-3}}
     harness.check_results({"a": 5e-3, "b": 1e-5}, from_float64, 1e-4)
     from_float64["pytorch_from_float64"]["a"] = 1e-3
     with pytest.raises(SystemExit, match="differ by more than 0.0001: in a ours are 3.0e-03"):
         harness.check_results({"a": 5e-3}, from_float64, 1e-4)
-    with pytest.raises(SystemExit, match="differ by more than 0.0001"):
-        harness.check_results({"a": 5e-3}, {}, 1e-4)
+    harness.check_results({"a": 5e-3}, {}, 1e-4)
+    assert "float64 didn't fit" in capsys.readouterr().out
 
 
 @_NEEDS_TORCH

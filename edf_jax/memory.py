@@ -109,7 +109,8 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
 def _devices_on_host(config, shares: int) -> int:
     """How many of a mesh's devices share one memory."""
     on_cpu = jax.default_backend() == "cpu"
-    return config.parallel.trajectory * shares // jax.process_count() if on_cpu else 1
+    together = config.parallel.trajectory * shares // jax.process_count()
+    return max(1, together) if on_cpu else 1
 
 
 def stored_bytes(config, network: Network, batch: int, store: str) -> int:

@@ -172,7 +172,7 @@ def _warnings(plan: Plan) -> list[str]:
     steps = options.expert_epochs * -(-plan.data.num_train // experts.batch)
     if options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
         warnings.append(
-            f"a student takes {options.syn_steps} steps where an expert takes {steps}, so that most "
+            f"a student takes {options.syn_steps} steps where an expert takes {steps}, so most "
             "matching losses will be over distill.threshold and teach nothing: lower experts.batch "
             "or distill.syn_steps"
         )

@@ -168,6 +168,14 @@ def _warnings(plan: Plan) -> list[str]:
 
     config, room = plan.config, plan.device.memory
     warnings = []
+    options, experts = config.distill, config.experts
+    steps = options.expert_epochs * -(-plan.data.num_train // experts.batch)
+    if options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
+        warnings.append(
+            f"a student takes {options.syn_steps} steps where an expert takes {steps}, so most "
+            "matching losses will be over distill.threshold and teach nothing: lower experts.batch "
+            "or distill.syn_steps"
+        )
     if _devices_needed(config) > plan.device.count:
         warnings.append(_too_few_devices(plan))
     if plan.disk_free is not None and plan.experts_peak_bytes > plan.disk_free:

@@ -129,6 +129,17 @@ def test_experts_that_do_not_fit_on_the_disk_are_told():
     assert any("don't fit on the disk" in warning for warning in plan._warnings(made))
 
 
+def test_students_that_go_further_than_experts_are_told():
+    def told(**values) -> bool:
+        return any("experts.batch" in warning for warning in planned(**values).warnings)
+
+    near = {"distill.expert_epochs": 1, "experts.batch": 10**6, "experts.lr": 0.01}
+    assert told(**near, **{"distill.syn_steps": 3, "distill.lr_teacher": 0.01})
+    assert not told(**near, **{"distill.syn_steps": 2, "distill.lr_teacher": 0.01})
+    assert not told(**near, **{"distill.syn_steps": 3, "distill.lr_teacher": 0.005})
+    assert not told(**{**near, "experts.batch": 8, "distill.lr_teacher": 0.01})
+
+
 def test_more_synthetic_than_real_images_are_refused():
     with pytest.raises(UserError, match="distill.ipc=200"):
         planned(**{"distill.ipc": 200})

@@ -19,7 +19,6 @@ from absl import flags
 from edf_jax import console
 from edf_jax.errors import UserError
 
-_log = logging.getLogger("edf_jax.main")
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
 
@@ -98,9 +97,7 @@ def _run(argv: list[str]) -> int:
         run.check()
         warnings = _check_plan(config, workdir)
     with preemption.listening(), run:
-        for warning in warnings:
-            _log.warning("%s", warning)
-        result = run_stages(run, values.stage)
+        result = run_stages(run, values.stage, warnings)
     if result is not None and hosts.is_first():
         _print_result(result)
     return 0

@@ -9,7 +9,7 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -42,7 +42,7 @@ _SECONDS_UNTOLD = 5.0
 STAGES = ("prepare", "teacher", "experts", "distill", "evaluate", "report")
 
 
-def run_stages(run: Run, last: str) -> dict[str, Any] | None:
+def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, Any] | None:
     """Runs all stages up to and including `last`; finished ones are not redone.
 
     The teacher is trained where `last` is `teacher`, else when it is first needed. A set from
@@ -51,6 +51,7 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
     Args:
         run: open.
         last: one of `STAGES`, or `all`.
+        warnings: for once the images are known to be good.
 
     Returns:
         The run's result once it is evaluated, else None.
@@ -61,6 +62,8 @@ def run_stages(run: Run, last: str) -> dict[str, Any] | None:
         with hosts.together():
             dataset = prepare(config)
         hosts.check_same("what the images are", dataset.info.fingerprint)
+    for warning in warnings:
+        _log.warning("%s", warning)
     if last == "prepare":
         return None
     with open_metrics(

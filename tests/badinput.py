@@ -144,7 +144,7 @@ def _impossible(key) -> Iterator[object]:
     if key.kind is bool:
         yield from ("maybe", 2)
     elif key.choices:
-        yield from ("", "nothing", f"{key.default}x", key.choices[0].upper() + "?")
+        yield from ("", "no such choice", f"{key.default}x", key.choices[0].upper() + "?")
     elif key.kind in (int, float):
         yield from ("", "many", "1,5", "nan", "0x")
         if key.kind is int:

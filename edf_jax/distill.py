@@ -295,7 +295,7 @@ def _record(
     if window_ends and sum(position.recent_skips) > len(position.recent_skips) / 2:
         _log.warning(
             "iteration %d: %d of the last %d iterations were skipped; median loss %.3f, "
-            "distill.threshold %.3f",
+            "distill.threshold %.3f; see 'nearly all iterations are skipped' in docs/faq.md",
             it, sum(position.recent_skips), len(position.recent_skips),
             float(np.nanmedian(position.recent_losses)), config.distill.threshold,
         )

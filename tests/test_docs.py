@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from edf_jax import export, main, synthetic
+from edf_jax import export, main, plan, synthetic
 from edf_jax.config import resolve
-from edf_jax.data import Normalisation
+from edf_jax.data import Normalisation, describe_dataset
 from edf_jax.schema import SCHEMA
 from edf_jax.synthetic import DistilledSet
 
@@ -139,6 +139,16 @@ def test_config_keys_named_in_the_docs_exist():
         for name in key.findall(path.read_text("utf-8")):
             is_file = name.endswith((".py", ".npz", ".json", ".csv", ".md"))
             assert is_file or name in SCHEMA, f"{path.name} names {name}"
+
+
+def test_the_photos_to_try_with_are_what_the_quickstart_says(tmp_path):
+    script = [sys.executable, str(DOCS / "make_photos.py"), "photos"]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
+    flags = ["--config=configs/folder.py:laptop", f"--config.data.path={tmp_path / 'photos'}"]
+    config = resolve(main.parse(["main", *flags], main._define_flags).config)
+    made = plan.make_plan(config, describe_dataset(config.data))
+    assert (made.data.num_classes, made.data.num_train, made.data.num_test) == (4, 160, 40)
+    assert made.warnings == ()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ The classes are the folders in train/, as many as there are. Images become squar
 five at 128.
 
 `laptop`: 32x32 and a narrow network, for two CPU cores and from some 40 photos a class. On the 200
-photos in four classes of docs/make_photos.py it took 1 minute of CPU time; the plan (--dry_run)
+photos in four classes of docs/make_photos.py it took 114 s of CPU time; the plan (--dry_run)
 says, compilation aside, 21 s at --config.data.resolution=32, 1 min at 64 and 6 min at 128.
 `ipc1`, `ipc10`, `ipc50`: 128x128 with ImageNette's settings of the same IPC, for a GPU and a
 thousand photos or more; memory is in the plan, time not measured.

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 # A process that can't be heard for so long is taken for dead, and ends the others.
-_HEARTBEAT_SECONDS = 60
+_HEARTBEAT_SECONDS = 120
 _CONNECT_SECONDS = 300
 _PORTS, _FIRST_PORT = 4096, 61440
 # What errors of XLA, Gloo and NCCL say where another process has gone.

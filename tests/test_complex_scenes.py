@@ -24,7 +24,9 @@ def test_held_out_images_are_training_images_of_other_digits(tmp_path):
         labels = np.concatenate([arrays["y_train"], arrays["y_test"]])
         share = len(arrays["y_test"]) / len(labels)
         counts = np.bincount(arrays["y_test"])
-    assert len(images) == len(train.images) and 0.19 < share < 0.21 and counts.min() > 90
+    assert len(images) == len(train.images) and 0.19 < share < 0.21
+    # All classes alike: a tenth of the held-out images each.
+    assert counts.min() > 0.09 * counts.sum()
     flat = {(image.tobytes(), label) for image, label in zip(train.images, train.labels)}
     assert {(image.tobytes(), label) for image, label in zip(images, labels)} == flat
 

@@ -111,7 +111,7 @@ def test_two_processes_lose_one_continue_and_make_what_one_makes(tmp_path):
     killed.processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     assert killed.end() == [console.LOST, -signal.SIGKILL], killed.said(0)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     last = killed.said(0).splitlines()[-1]
     assert "another process of this run is lost" in last and "continues" in last
     assert not (workdir / "distilled" / "last.safetensors").exists()

@@ -39,13 +39,22 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
     "edf without DAE": {"distill.pixel_weight": "none"},
 }
 # The same for each method: image rates, and how late in training matched epochs may lie.
-TRIALS: tuple[dict[str, Any], ...] = (
-    {"distill.lr_img": 300.0, "distill.max_start_epoch": 8},
-    {"distill.lr_img": 1000.0, "distill.max_start_epoch": 8},
-    {"distill.lr_img": 1000.0, "distill.max_start_epoch": 16},
-)
-# Trials take fewer experts and networks than what they choose for.
-_CHEAPER = {"experts.num": 3, "evaluate.num": 2, "evaluate.during_epochs": 1}
+TRIALS: dict[int, tuple[dict[str, Any], ...]] = {
+    ipc: tuple(
+        {"distill.lr_img": rate, "distill.max_start_epoch": epoch}
+        for rate, epoch in ((1000.0, early), (3000.0, early), (3000.0, late))
+    )
+    for ipc, early, late in ((1, 4, 10), (10, 10, 20))
+}
+# Trials take fewer experts, iterations and networks than what they choose for.
+_CHEAPER = {
+    "experts.num": 3,
+    "distill.iterations": 100,
+    "distill.expansion_end": 60,
+    "distill.eval_every": 100,
+    "evaluate.num": 2,
+    "evaluate.during_epochs": 1,
+}
 _HELD_OUT_SEED = 1
 _SEEDS = 3
 
@@ -74,12 +83,12 @@ def held_out_file(path: pathlib.Path, data_config) -> None:
         np.savez(file, **arrays)
 
 
-def tuning_rows(methods=_METHODS, trials=TRIALS) -> dict[str, dict[str, Any]]:
-    """The trials as rows of a comparison: labels, and the values of each."""
+def tuning_rows(ipc: int) -> dict[str, dict[str, Any]]:
+    """The trials at a number of images per class as rows of a comparison: labels, and values."""
     return {
         f"{method}, {_told(trial)}": {"method": method, **trial}
-        for method in methods
-        for trial in trials
+        for method in _METHODS
+        for trial in TRIALS[ipc]
     }
 
 
@@ -87,17 +96,16 @@ def _told(trial: dict[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in trial.items())
 
 
-def chosen_rows(means: dict[str, float], ipc: int, trials=TRIALS) -> dict[str, dict[str, Any]]:
+def chosen_rows(means: dict[str, float], ipc: int) -> dict[str, dict[str, Any]]:
     """The comparison's rows: each method with its best trial's values.
 
     Args:
         means: held-out accuracy by the labels of `tuning_rows`.
         ipc: the ablations are made at ten images per class.
-        trials: as in `tuning_rows`.
     """
     rows: dict[str, dict[str, Any]] = {"random": {"baseline": "random"}}
     for method in _METHODS:
-        best = max(trials, key=lambda trial: means[f"{method}, {_told(trial)}"])
+        best = max(TRIALS[ipc], key=lambda trial: means[f"{method}, {_told(trial)}"])
         rows[method] = {"method": method, **best}
     if ipc == 10:
         for label, changes in _ABLATIONS.items():
@@ -126,7 +134,7 @@ def run(level: str, ipc: int, workdir: pathlib.Path, config, cheaper=None) -> No
     set_keys(tuning, {"experts.dir": str(workdir / f"{level}_experts_heldout")})
     set_keys(config, {"experts.dir": str(workdir / f"{level}_experts")})
     folder = workdir / f"{level}_tune_ipc{ipc}"
-    plan = make_plan(tuning, (), tuning_rows(), 1, folder)
+    plan = make_plan(tuning, (), tuning_rows(ipc), 1, folder)
     rows = compare(plan, folder, command, launch)
     chosen = chosen_rows({row.label: row.last.mean for row in rows}, ipc)
     storage.write_text(workdir / f"{level}_rows_ipc{ipc}.json", json.dumps(chosen, indent=1))

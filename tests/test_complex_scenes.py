@@ -32,7 +32,7 @@ def test_held_out_images_are_training_images_of_other_digits(tmp_path):
 
 
 def test_each_method_has_the_same_trials_and_takes_its_best():
-    rows = complex_scenes.tuning_rows()
+    rows = complex_scenes.tuning_rows(10)
     by_method = {}
     for row in rows.values():
         values = {k: v for k, v in row.items() if k != "method"}
@@ -41,11 +41,12 @@ def test_each_method_has_the_same_trials_and_takes_its_best():
     means = {label: float(i) for i, label in enumerate(rows)}
     chosen = complex_scenes.chosen_rows(means, 10)
     assert list(chosen) == ["random", "mtt", "datm", "edf", "edf without CPD", "edf without DAE"]
-    assert chosen["mtt"] == {"method": "mtt", **complex_scenes.TRIALS[-1]}
+    assert chosen["mtt"] == {"method": "mtt", **complex_scenes.TRIALS[10][-1]}
     without = chosen["edf without CPD"]
     assert {k: v for k, v in without.items() if chosen["edf"].get(k) != v} == {
         "distill.loss_mask": "none"
     }
+    means = {label: float(i) for i, label in enumerate(complex_scenes.tuning_rows(1))}
     assert list(complex_scenes.chosen_rows(means, 1)) == ["random", "mtt", "datm", "edf"]
 
 
@@ -68,11 +69,12 @@ def test_a_level_runs_from_trials_to_tables_and_continues(tmp_path, monkeypatch)
     config.data.resolution = 8
     complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references())
     trials = [cell for cell in launched if cell.config.data.source == "npz"]
-    assert len([cell for cell in trials if cell.kind == "method"]) == 3 * len(complex_scenes.TRIALS)
+    asked = 3 * len(complex_scenes.TRIALS[10])
+    assert len([cell for cell in trials if cell.kind == "method"]) == asked
     finals = [cell for cell in launched if cell not in trials]
     assert len([cell for cell in finals if cell.kind != "experts"]) == 6 * 3
     edf = {cell.config.distill.lr_img for cell in finals if cell.name.startswith("edf")}
-    assert edf == {1000.0}
+    assert edf == {3000.0}
     title, rows = comparison.load(tmp_path / "easy_ipc10")
     assert "3 seeds" in title and len(rows) == 6
     launched.clear()

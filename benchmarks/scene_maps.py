@@ -53,15 +53,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
     first, last = (
         synthetic.load(workdir / "distilled" / f"{name}.safetensors") for name in ("step_0", "last")
     )
-    data = config.data
-    covered = training_opacity(
-        _positions(first.pixels, dataset.train.images),
-        resolution=data.resolution,
-        difficulty=data.difficulty,
-        composites=data.composites,
-        seed=data.seed,
-    )
-    digit = covered > 0.5
+    digit = digit_opacity(config, first.pixels, dataset.train.images) > 0.5
     figures = {"digit_pixels": float(digit.mean())}
     for name, found in (("first", first), ("last", last)):
         values = Learnable(*map(jnp.asarray, (found.images, found.labels, found.alpha)))
@@ -81,6 +73,24 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
         "movement_beside": float(moved[~digit].mean()),
     }
     return figures | _dropped(config, network, store, last)
+
+
+def digit_opacity(config, pixels: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """How much of each pixel `[n, H, W]` of first images their digit covers.
+
+    Args:
+        config: of the run that starts from them.
+        pixels: `[n, H, W, C]` in [0, 1], each that of a training image.
+        images: all training images, uint8.
+    """
+    data = config.data
+    return training_opacity(
+        _positions(pixels, images),
+        resolution=data.resolution,
+        difficulty=data.difficulty,
+        composites=data.composites,
+        seed=data.seed,
+    )
 
 
 def _positions(pixels: np.ndarray, images: np.ndarray) -> np.ndarray:

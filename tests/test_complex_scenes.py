@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from benchmarks import complex_scenes, scene_maps
+from benchmarks import complex_scenes, scene_maps, true_maps
 from configs.cluttered_digits import get_config
-from edf_jax import compare, comparison, main
+from edf_jax import compare, comparison, main, synthetic
 from edf_jax.data import load_dataset
 from tests.tiny_run import arguments
 
@@ -95,3 +95,10 @@ def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, capsys):
     # Half of the parameters, and those that are off the least.
     assert 0 < figures["dropped_share_of_loss"] < 0.25
     assert figures["movement_on_digit"] > 0
+    # The same run with the digits' places for maps starts alike and goes elsewhere.
+    again = tmp_path / "true"
+    assert 0 <= true_maps.run_again(run, again, "")["distilled_mean"] <= 100
+    first, last = ("distilled/step_0.safetensors", "distilled/last.safetensors")
+    np.testing.assert_array_equal(*(synthetic.load(path / first).images for path in (run, again)))
+    images, others = (synthetic.load(path / last).images for path in (run, again))
+    assert not np.array_equal(images, others)

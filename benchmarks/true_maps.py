@@ -1,0 +1,93 @@
+"""EDF on cluttered digits with the digits' true places in place of its activation maps.
+
+    python -m benchmarks.true_maps runs/complex_scenes/hard_ipc10 --workdir=runs/true_maps_hard
+
+What DAE could bring at best: for each run of EDF in a comparison the same run again, its weight
+that of a map that is 1 where the digit covers the first image and 0 elsewhere. The composites are
+made here, so the places are known. The same command continues. The last line is TRUE_MAPS {json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shlex
+import sys
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.scene_maps import digit_opacity
+from edf_jax import comparison, console, devices, distill, gradcam, preemption, stages, synthetic
+from edf_jax.config import default_config, flatten, resolve
+from edf_jax.data import load_dataset
+from edf_jax.errors import UserError
+from edf_jax.run import Run
+
+
+def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict[str, Any]:
+    """The result of an EDF run made again with true maps, or continued.
+
+    Args:
+        source: a finished run on cluttered digits.
+        workdir: of the new one.
+        command: to keep.
+
+    Raises:
+        UserError: `source` is no such run.
+    """
+    if not (source / "config.json").exists():
+        raise UserError(f"{source} is no run of edf_jax")
+    before = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = resolve(default_config(**flatten(before)))
+    first = synthetic.load(source / "distilled" / "step_0.safetensors")
+    images = load_dataset(config.data).train.images
+    maps = jnp.asarray(digit_opacity(config, first.pixels, images) > 0.5, jnp.float32)
+    weight = gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)
+
+    def true_weight(config, cam):
+        return lambda values, key: (maps, weight)
+
+    with (
+        preemption.listening(),
+        mock.patch.object(distill, "make_weight", true_weight),
+        mock.patch.object(stages, "make_weight", true_weight),
+        Run(workdir, config, command) as run,
+    ):
+        return stages.run_stages(run, "evaluate") or {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.true_maps")
+    parser.add_argument("comparison", type=pathlib.Path, help="a folder of edf_jax.compare")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/true_maps"))
+    options = parser.parse_args()
+    console.speak_in_lines()
+
+    def work() -> int:
+        sources = sorted((options.comparison / "cells" / "edf").glob("seed_*"))
+        if not sources:
+            raise UserError(f"{options.comparison} has no runs of EDF")
+        devices.set_up("float32", deterministic=False)
+        command = "python -m benchmarks.true_maps " + shlex.join(sys.argv[1:])
+        means = {}
+        for source in sources:
+            found = run_again(source, options.workdir / source.name, command)
+            means[source.name] = found["distilled_mean"]
+        before = next(r for r in comparison.load(options.comparison)[1] if r.label == "edf")
+        figures = {
+            "runs": means,
+            "true_maps": round(float(np.mean(list(means.values()))), 2),
+            "grad_cam": round(before.last.mean, 2),
+        }
+        print("TRUE_MAPS " + json.dumps(figures), flush=True)
+        return 0
+
+    return console.exit_status(work, name="true_maps")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,6 +49,8 @@ def keep(source: pathlib.Path, target: pathlib.Path, *, metrics: bool, figures: 
         of_experts = cell["kind"] == "experts"
         where = (source / cell["folder"], target / cell["folder"])
         _keep_run(*where, metrics=metrics or of_experts, figures=figures and not cell["baseline"])
+    if figures:
+        comparison.write_curves(comparison.load_plan(source), target)
 
 
 def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:

@@ -5,7 +5,8 @@
 
 A table stands between `<!-- table: NAME NAME -->` and `<!-- end -->`, names of folders in
 docs/results: what `python -m edf_jax.report` prints of a comparison, or a line for each of several
-runs.
+runs. Between `<!-- gains over ROW: NAME NAME -->` and `<!-- end -->` stands what the other rows of
+comparisons gain over one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edf_jax.errors import UserError
 
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "results.md"
 _TABLE = re.compile(r"(<!-- table: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_GAINS = re.compile(r"(<!-- gains over (\w+): ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Of a run's result, in the order of the lines.
 _KINDS = {
     "random": "random real images",
@@ -44,13 +46,32 @@ def filled(text: str, folder: pathlib.Path) -> str:
     Raises:
         UserError: a table's logs aren't there.
     """
-    return _TABLE.sub(lambda m: f"{m[1]}\n{_table(folder, m[2].split())}\n{m[3]}", text)
+    text = _TABLE.sub(lambda m: f"{m[1]}\n{_table(folder, m[2].split())}\n{m[3]}", text)
+    return _GAINS.sub(lambda m: f"{m[1]}\n{_gains(folder, m[2], m[3].split())}\n{m[4]}", text)
 
 
-def _table(folder: pathlib.Path, names: list[str]) -> str:
+def _gains(folder: pathlib.Path, over: str, names: list[str]) -> str:
+    _check(folder, names)
+    columns = [comparison.gains(comparison.load(folder / name)[1], over) for name in names]
+    lines = [f"| gain over {over} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label in dict.fromkeys(label for column in columns for label in column):
+        told = (_gain(*column[label]) if label in column else "" for column in columns)
+        lines.append(f"| {label} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(mean: float, interval: tuple[float, float] | None) -> str:
+    return f"{mean:+.1f}" + ("" if interval is None else " ({:+.1f} to {:+.1f})".format(*interval))
+
+
+def _check(folder: pathlib.Path, names: list[str]) -> None:
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"there is no {folder / missing[0]}")
+
+
+def _table(folder: pathlib.Path, names: list[str]) -> str:
+    _check(folder, names)
     if comparison.is_comparison(folder / names[0]):
         return comparison.to_markdown(comparison.load(folder / names[0])[1])
     lines = ["| run | trained on | accuracy, % | networks | hours |", "|---|---|---|---|---|"]

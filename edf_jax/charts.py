@@ -36,6 +36,9 @@ DARK = Theme("#161b22", "#e8edf3", "#97a3b3", "#2c343f", "#5ab0ff", "#f0a13a", "
 DPI = 200
 _CHART_INCHES = (3.9, 2.5)
 _MOST_BARS = 80
+# Okabe and Ito's, of which any two are told apart by colour-blind readers too.
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1)))
 
 
 def loss_curve(
@@ -237,6 +240,31 @@ def comparison(
             fontsize=8,
         )
     axes.set_title(title, loc="left", color=theme.ink, fontsize=9, fontweight="bold", wrap=True)
+    return png(figure)
+
+
+def curves(
+    series: Mapping[str, tuple[Any, Any, Any]], *, title: str, x_label: str, theme: Theme = LIGHT
+) -> bytes:
+    """Several curves in one chart, each with a band of its deviation.
+
+    Args:
+      series: by label, the places `[n]`, means `[n]` and deviations `[n]` of a curve.
+      title: of the chart.
+      x_label: of its places.
+    """
+    figure, axes = _chart(title, x_label, theme)
+    figure.set_size_inches(_CHART_INCHES[0] + 1.6, _CHART_INCHES[1] + 0.4)
+    for index, (label, (places, mean, std)) in enumerate(series.items()):
+        places, mean, std = (np.asarray(values, float) for values in (places, mean, std))
+        dashes = _DASHES[index // len(_SERIES) % len(_DASHES)]
+        colour = _SERIES[index % len(_SERIES)]
+        axes.fill_between(places, mean - std, mean + std, color=colour, alpha=0.1, linewidth=0)
+        axes.plot(
+            places, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=label
+        )
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, fontsize=8)
+    axes.margins(y=0.1)
     return png(figure)
 
 

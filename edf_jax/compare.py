@@ -46,8 +46,8 @@ Runs a table: each method with the same experts, where they allow it, and the sa
   --workdir=FOLDER        where cells and tables go; the same command continues there
                           (default runs/compare-<config>-<variant>[-<hash>])
 
-Writes table.md, table.csv, table.tex and table.png there (python -m edf_jax.report FOLDER shows the
-table again), and ends in one line: RESULT {{json}}."""
+Writes table.md, table.csv, table.tex, table.png and curves.png there (python -m edf_jax.report
+FOLDER shows the table again), and ends in one line: RESULT {{json}}."""
 
 # Not __name__, which is "__main__" in the command.
 _log = logging.getLogger("edf_jax.compare")
@@ -123,7 +123,7 @@ def compare(
             _log.info("compare: %s took %.0f s", cell.name, time.monotonic() - began)
         rows = comparison.gather(plan)
         comparison.save_plan(plan, workdir)
-        comparison.write(rows, workdir, plan.title)
+        comparison.write(plan, rows, workdir)
     return rows
 
 

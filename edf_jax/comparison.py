@@ -14,6 +14,7 @@ from edf_jax import charts, run_table, storage
 from edf_jax.cells import Cell, Plan
 from edf_jax.errors import UserError
 from edf_jax.evaluate.statistics import interval95
+from edf_jax.metrics import read_metrics
 from edf_jax.run_files import write_file
 
 _PLAN_FILE = "comparison.json"
@@ -200,6 +201,16 @@ def load(workdir: pathlib.Path) -> tuple[str, list[Row]]:
     Raises:
         UserError: its files can't be read.
     """
+    plan = load_plan(workdir)
+    return plan.title, gather(plan)
+
+
+def load_plan(workdir: pathlib.Path) -> Plan:
+    """A finished comparison's rows and cells, without the cells' configs.
+
+    Raises:
+        UserError: its file can't be read.
+    """
     path = workdir / _PLAN_FILE
     try:
         what = json.loads(path.read_text(encoding="utf-8"))
@@ -209,14 +220,67 @@ def load(workdir: pathlib.Path) -> tuple[str, list[Row]]:
             )
             for identity, cell in what["cells"].items()
         }
-        plan = Plan(what["title"], what["rows"], cells, what["experts"])
+        return Plan(what["title"], what["rows"], cells, what["experts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}): compare again") from error
-    return plan.title, gather(plan)
 
 
-def write(rows: Sequence[Row], workdir: pathlib.Path, title: str) -> None:
-    """Writes `table.md`, `.csv`, `.tex` and `.png`."""
+def learning_curves(plan: Plan) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """How test accuracy grew while distilling, by label.
+
+    Args:
+        plan: whose cells are finished.
+
+    Returns:
+        For each label whose runs logged accuracies: iterations `[n]` that all its seeds have, the
+        mean `[n]` and the deviation `[n]` (ddof 0) over seeds, in percent.
+    """
+    found = {}
+    for label, identities in plan.rows.items():
+        seeds = [_accuracies(plan.cells[identity].workdir) for identity in identities]
+        steps = sorted(set.intersection(*map(set, seeds)))
+        if steps:
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            found[label] = (np.array(steps), values.mean(0), values.std(0))
+    return found
+
+
+def _accuracies(workdir: pathlib.Path) -> dict[int, float]:
+    found = {row["step"]: row.get("accuracy_mean") for row in read_metrics(workdir, "evaluate")}
+    return {step: accuracy for step, accuracy in found.items() if accuracy is not None}
+
+
+def gains(rows: Sequence[Row], over: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
+    """What each row gains over another, seed by seed.
+
+    A seed's runs start from the same images, so pairs say more than two means do.
+
+    Args:
+        rows: of a table.
+        over: the label of the row to compare with.
+
+    Returns:
+        By label, the mean over seeds of the difference, in percentage points, and its 95% interval
+        (Student's t over seeds; None with one seed).
+
+    Raises:
+        UserError: no row is called that.
+    """
+    by_seed = {row.label: [np.mean(values) for values in row.last.by_seed] for row in rows}
+    if over not in by_seed:
+        raise UserError(f"no row is called {over!r}: {', '.join(by_seed)} are")
+    found = {}
+    for label, values in by_seed.items():
+        if label != over:
+            pairs = np.subtract(values, by_seed[over])
+            spread = interval95(float(pairs.mean()), float(pairs.std()), len(pairs))
+            found[label] = (float(pairs.mean()), spread)
+    return found
+
+
+def write(plan: Plan, rows: Sequence[Row], workdir: pathlib.Path) -> None:
+    """Writes `table.md`, `.csv`, `.tex` and `.png`; `curves.png` where runs logged accuracies."""
+    title = plan.title
     storage.write_text(workdir / "table.md", f"{title}\n\n{to_markdown(rows)}")
     storage.write_text(workdir / "table.csv", to_csv(rows))
     storage.write_text(workdir / "table.tex", to_latex(rows, title))
@@ -230,6 +294,14 @@ def write(rows: Sequence[Row], workdir: pathlib.Path, title: str) -> None:
         [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
     )
     write_file(workdir / "table.png", picture)
+    write_curves(plan, workdir)
+
+
+def write_curves(plan: Plan, workdir: pathlib.Path) -> None:
+    """Writes `curves.png`, where runs logged accuracies while distilling."""
+    if curves := learning_curves(plan):
+        title = "Test accuracy while distilling, %"
+        write_file(workdir / "curves.png", charts.curves(curves, title=title, x_label="iteration"))
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from edf_jax import compare, comparison, report, storage
 from edf_jax.cells import ABLATIONS, make_plan, names_of
 from edf_jax.config import default_config, flatten
 from edf_jax.errors import UserError
+from edf_jax.metrics import open_metrics
 
 _TINY = {
     "data.resolution": 16,
@@ -214,6 +216,39 @@ def test_the_table_is_written_in_four_forms(tmp_path):
     assert "edf & 51.0 $\\pm$ 1.0 &" in latex and latex.count("\\\\\n") == 4
     assert "cluttered\\_digits" in latex
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_are_the_mean_over_seeds_of_what_runs_logged(tmp_path):
+    plan = _plan(tmp_path, "random,edf", seeds=2)
+    launch, _ = _pretend()
+
+    def log_too(cell, command):
+        launch(cell, command)
+        if cell.kind == "method":
+            with open_metrics(cell.workdir) as metrics:
+                for step, accuracy in ((0, 20.0), (10, 30.0 + 4 * cell.config.seed)):
+                    metrics.write(step, "evaluate", accuracy_mean=accuracy, accuracy_std=0.0)
+
+    compare.compare(plan, tmp_path, "compare", log_too)
+    curves = comparison.learning_curves(comparison.load_plan(tmp_path))
+    assert list(curves) == ["edf"]
+    for found, expected in zip(curves["edf"], ([0, 10], [20, 32], [0, 2]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gains_are_paired_by_seed():
+    def row(label, *by_seed):
+        return comparison.Row(label, comparison.Figure(by_seed), None, None, 0, 0, None, None)
+
+    rows = [row("datm", (50.0, 52.0), (60.0, 62.0)), row("edf", (52.0, 52.0), (63.0, 64.0))]
+    ((label, (mean, interval)),) = comparison.gains(rows, "datm").items()
+    # By 1 and by 2.5; Student's t with one degree of freedom is 12.706.
+    assert (label, mean) == ("edf", 1.75)
+    assert interval[1] - mean == pytest.approx(12.706 * 0.75, abs=0.01)
+    assert comparison.gains(rows[:1] + [row("a", (1.0,), (2.0,))], "a")["datm"][0] == 54.5
+    with pytest.raises(UserError, match="no row is called 'mtt': datm, edf are"):
+        comparison.gains(rows, "mtt")
 
 
 def test_the_tables_are_made_again_from_the_logs(tmp_path, capsys):

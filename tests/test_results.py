@@ -46,6 +46,10 @@ def test_a_page_is_filled_from_runs_and_comparisons(tmp_path):
     assert "| one | distilled, last | 61.5 ± 1.2 | 5 | 0.07 |" in made
     assert made.startswith("a\n") and "\nb\n" in made and made.endswith("\nc\n")
     assert tables.filled(made, tmp_path) == made
+    plan = test_compare._plan(tmp_path / "two", "random,edf", seeds=2)
+    test_compare.compare.compare(plan, tmp_path / "two", "", test_compare._pretend()[0])
+    made = tables.filled("<!-- gains over random: cmp two -->\n<!-- end -->\n", tmp_path)
+    assert "| gain over random | cmp | two |\n|---|---|---|\n| edf | +40.0 | +40.0 (" in made
     with pytest.raises(UserError, match="there is no"):
         tables.filled("<!-- table: gone -->\n<!-- end -->", tmp_path)
 

@@ -6,8 +6,8 @@ ipc1, ipc10, ipc50     unpublished: the settings are CIFAR-10's of the same IPC,
                        with three blocks.
 gpu_ipc1, gpu_ipc10, gpu_ipc50
                        the same with 20 experts of 30 epochs, for some hours of one GPU.
-cpu_ipc1, cpu_ipc10    width 32, 2 experts of 5 epochs, 100 iterations: for half an hour of two
-                       CPU cores.
+cpu_ipc1, cpu_ipc10    width 32, 2 experts of 8 epochs, 300 iterations: for a quarter of an hour of
+                       two CPU cores.
 
 Data: the four idx files (Debian's package dataset-fashion-mnist is found by itself, else
 --config.data.path), or --config.data.source=tfds.
@@ -38,24 +38,28 @@ _GPU_BY_IPC = {
 _CPU = {
     "model.width": 32,
     "experts.num": 2,
-    "experts.epochs": 5,
-    "experts.batch": 128,
-    "experts.lr": 0.1,
-    "distill.iterations": 100,
-    "distill.syn_steps": 20,
+    "experts.epochs": 8,
+    "experts.batch": 512,
+    "experts.lr": 0.05,
+    "distill.iterations": 300,
+    "distill.syn_steps": 30,
     "distill.batch_syn": 50,
     "distill.expert_epochs": 1,
     "distill.current_max_start_epoch": 2,
-    "distill.max_start_epoch": 4,
-    "distill.expansion_end": 60,
+    "distill.max_start_epoch": 6,
+    "distill.expansion_end": 200,
     "distill.lr_lr": 1e-4,
-    "distill.lr_teacher": 0.03,
+    "distill.lr_teacher": 0.08,
     "distill.threshold": 1.5,
-    "distill.eval_every": 50,
-    "distill.save_every": 10,
+    "distill.eval_every": 100,
+    "distill.save_every": 25,
     "cam.every": 20,
     "evaluate.epochs": 200,
     "evaluate.during_epochs": 50,
+}
+_CPU_BY_IPC = {
+    "1": {"distill.max_start_epoch": 3, "distill.lr_img": 1000.0},
+    "10": {},
 }
 
 
@@ -66,7 +70,7 @@ def _variants():
             f"gpu_{name}": {**values, **_GPU, **_GPU_BY_IPC[name.removeprefix("ipc")]}
             for name, values in base.items()
         },
-        **{f"cpu_{name}": {**base[name], **_CPU} for name in ("ipc1", "ipc10")},
+        **{f"cpu_ipc{ipc}": {**base[f"ipc{ipc}"], **_CPU, **v} for ipc, v in _CPU_BY_IPC.items()},
     }
 
 

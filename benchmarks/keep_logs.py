@@ -5,8 +5,8 @@
 
 Keeps `config.json` and `result.json` of each run on one line each, and the rows of `metrics.jsonl`
 with five significant digits and whole seconds; no arrays. `python -m edf_jax.report docs/results/*`
-makes the tables again. `--figures` keeps a run's curves and pictures too; `--no_metrics` leaves the
-rows out.
+makes the tables again. `--figures` keeps a run's curves and pictures too, of a comparison its own
+curves and the pictures of each row's first seed; `--no_metrics` leaves the rows out.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def keep(source: pathlib.Path, target: pathlib.Path, *, metrics: bool, figures: 
     for cell in plan["cells"].values():
         of_experts = cell["kind"] == "experts"
         where = (source / cell["folder"], target / cell["folder"])
-        _keep_run(*where, metrics=metrics or of_experts, figures=figures and not cell["baseline"])
+        _keep_run(*where, metrics=metrics or of_experts, figures=False)
     if figures:
+        for identity, *_ in plan["rows"].values():
+            folder = plan["cells"][identity]["folder"]
+            _keep_picture(open_run(source / folder), target / folder)
         comparison.write_curves(comparison.load_plan(source), target)
 
 
@@ -66,9 +69,12 @@ def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
     if figures:
         for name, png in {**report.draw_charts(run, report.figures.LIGHT)}.items():
             write_file(target / "figures" / f"{name}.png", png)
-        if run.first is not None:
-            png = report.draw_pictures(run)["before_after"]
-            write_file(target / "figures" / "before_after.png", png)
+        _keep_picture(run, target)
+
+
+def _keep_picture(run, target: pathlib.Path) -> None:
+    if png := report.draw_pictures(run).get("before_after"):
+        write_file(target / "figures" / "before_after.png", png)
 
 
 def _made(folder: pathlib.Path) -> pathlib.Path:

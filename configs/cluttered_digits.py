@@ -99,7 +99,13 @@ _SCENES = {
 }
 _LEVELS = {"easy": 0.1, "hard": 0.6}
 _SCENE_IPCS: dict[int, dict[str, Any]] = {
-    1: {"distill.ipc": 1, "distill.drop": 0.0},
+    # Ten images at ten's rate overshoot: the gate would then skip every iteration.
+    1: {
+        "distill.ipc": 1,
+        "distill.drop": 0.0,
+        "distill.lr_teacher": 0.02,
+        "distill.threshold": 3.0,
+    },
     10: {"distill.ipc": 10, "distill.drop": 0.25},
 }
 

@@ -66,6 +66,9 @@ def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
     rows = [_short(row) for row in read_metrics(source)] if metrics else []
     if rows:
         storage.write_text(target / "metrics.jsonl", "".join(map(_line, rows)))
+    other = source / "pytorch" / "metrics.jsonl"  # of benchmarks.equal_footing
+    if metrics and other.exists():
+        storage.write_text(target / "pytorch.jsonl", other.read_text(encoding="utf-8"))
     if figures:
         for name, png in {**report.draw_charts(run, report.figures.LIGHT)}.items():
             write_file(target / "figures" / f"{name}.png", png)

@@ -56,9 +56,12 @@ def test_a_page_is_filled_from_runs_and_comparisons(tmp_path):
 
 def test_logs_are_kept_without_arrays(tmp_path, capsys):
     run = make_run(tmp_path / "run")
+    (run / "pytorch").mkdir()
+    (run / "pytorch" / "metrics.jsonl").write_text("{}\n")
     keep_logs.keep(run, tmp_path / "kept", metrics=True, figures=True)
     kept = {p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*")}
-    assert {"config.json", "result.json", "metrics.jsonl", "figures/before_after.png"} <= kept
+    asked = {"config.json", "result.json", "metrics.jsonl", "pytorch.jsonl"}
+    assert asked | {"figures/before_after.png"} <= kept
     assert not any(name.endswith(".safetensors") for name in kept)
     assert report.main([str(run), str(tmp_path / "kept")]) == 0
     first, second = capsys.readouterr().out.strip().splitlines()[2:]

@@ -6,8 +6,8 @@ ipc1, ipc10, ipc50     unpublished: the settings are CIFAR-10's of the same IPC,
                        with three blocks.
 gpu_ipc1, gpu_ipc10, gpu_ipc50
                        the same with 20 experts of 30 epochs, for some hours of one GPU.
-cpu_ipc1, cpu_ipc10    width 32, 2 experts of 8 epochs, 300 iterations: a quarter and half an hour on
-                       two CPU cores.
+cpu_ipc1, cpu_ipc10    width 32, 2 experts of 8 epochs, 300 iterations: a quarter and half an hour
+                       on two CPU cores.
 
 Data: the four idx files (Debian's package dataset-fashion-mnist is found by itself, else
 --config.data.path), or --config.data.source=tfds.

@@ -70,7 +70,7 @@ def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
     if metrics and other.exists():
         storage.write_text(target / "pytorch.jsonl", other.read_text(encoding="utf-8"))
     if figures:
-        for name, png in {**report.draw_charts(run, report.figures.LIGHT)}.items():
+        for name, png in report.draw_charts(run, report.figures.LIGHT).items():
             write_file(target / "figures" / f"{name}.png", png)
         _keep_picture(run, target)
 

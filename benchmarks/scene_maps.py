@@ -20,14 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import console, distill, losses, randomness, synthetic
+from edf_jax import console, distill, losses, randomness
 from edf_jax.config import default_config, flatten
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import training_opacity
 from edf_jax.errors import UserError
 from edf_jax.experts import network_for, open_experts
 from edf_jax.iteration import Learnable, make_weight
+from edf_jax.run_files import open_run
 from edf_jax.stages import choose_cam_network
+from edf_jax.synthetic import DistilledSet
 
 _PAIRS = 8
 
@@ -41,18 +43,12 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
     Raises:
         UserError: there is no such run.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} is no run of edf_jax")
-    config = default_config(**flatten(json.loads(path.read_text(encoding="utf-8"))))
+    config, first, last = finished_run(workdir)
     dataset = load_dataset(config.data)
     network = network_for(config, dataset.info)
     store = open_experts(config, dataset, workdir)
     cam = choose_cam_network(config, dataset, network, store, lambda: None)  # type: ignore
     weigh = make_weight(config, cam)
-    first, last = (
-        synthetic.load(workdir / "distilled" / f"{name}.safetensors") for name in ("step_0", "last")
-    )
     digit = digit_opacity(config, first.pixels, dataset.train.images) > 0.5
     figures = {"digit_pixels": float(digit.mean())}
     for name, found in (("first", first), ("last", last)):
@@ -73,6 +69,18 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
         "movement_beside": float(moved[~digit].mean()),
     }
     return figures | _dropped(config, network, store, last)
+
+
+def finished_run(workdir: pathlib.Path) -> tuple[Any, DistilledSet, DistilledSet]:
+    """A run's config, its first and its last set.
+
+    Raises:
+        UserError: there is no such run, or it isn't finished.
+    """
+    run = open_run(workdir)
+    if run.first is None or run.last is None:
+        raise UserError(f"{workdir} has no first and last set: finish its run")
+    return default_config(**flatten(run.config)), run.first, run.last
 
 
 def digit_opacity(config, pixels: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -102,13 +110,13 @@ def _positions(pixels: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _right(cam, found: synthetic.DistilledSet) -> jax.Array:
+def _right(cam, found: DistilledSet) -> jax.Array:
     """The share of a set's images that the CAM network classifies as labelled."""
     logits = cam.network.apply(cam.theta, jnp.asarray(found.images), cam.batch_stats)
     return jnp.mean(jnp.argmax(logits, -1) == jnp.asarray(found.classes))
 
 
-def _dropped(config, network, store, found: synthetic.DistilledSet) -> dict[str, float]:
+def _dropped(config, network, store, found: DistilledSet) -> dict[str, float]:
     """CPD's dropped parameters' share of the loss's two sums, over some matched pairs."""
     options = config.distill
     images, labels = jnp.asarray(found.images), jnp.asarray(found.labels)

@@ -20,9 +20,9 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.scene_maps import digit_opacity
-from edf_jax import comparison, console, devices, distill, gradcam, preemption, stages, synthetic
-from edf_jax.config import default_config, flatten, resolve
+from benchmarks.scene_maps import digit_opacity, finished_run
+from edf_jax import comparison, console, devices, distill, gradcam, preemption, stages
+from edf_jax.config import resolve
 from edf_jax.data import load_dataset
 from edf_jax.errors import UserError
 from edf_jax.run import Run
@@ -37,13 +37,10 @@ def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict
         command: to keep.
 
     Raises:
-        UserError: `source` is no such run.
+        UserError: `source` is no finished run.
     """
-    if not (source / "config.json").exists():
-        raise UserError(f"{source} is no run of edf_jax")
-    before = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config = resolve(default_config(**flatten(before)))
-    first = synthetic.load(source / "distilled" / "step_0.safetensors")
+    unresolved, first, _ = finished_run(source)
+    config = resolve(unresolved)
     images = load_dataset(config.data).train.images
     maps = jnp.asarray(digit_opacity(config, first.pixels, images) > 0.5, jnp.float32)
     weight = gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)

@@ -11,6 +11,8 @@ For a level of the cluttered digits, in this order, and continued by the same co
 3. `<level>_rows_ipc<n>.json`: each method with the values of its best trial; EDF's ablations take
    EDF's.
 4. `<level>_ipc<n>`: the comparison with real test images (`edf_jax.compare --rows=...`).
+5. With `--closer`, `<level>_closer_ipc<n>`: DATM, EDF without DAE, and EDF with Grad-CAM's maps and
+   with those of the official code, over ten seeds; the runs that 4 has made are taken from there.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import json
 import logging
 import pathlib
 import shlex
+import shutil
 import sys
 from typing import Any
 
 import numpy as np
 
 from edf_jax import comparison, console, preemption, storage
-from edf_jax.cells import make_plan
+from edf_jax.cells import Plan, make_plan
 from edf_jax.compare import compare, run_in_child
 from edf_jax.config import default_config, set_keys
 from edf_jax.data import load_dataset
@@ -57,6 +60,7 @@ _CHEAPER = {
 }
 _HELD_OUT_SEED = 1
 _SEEDS = 3
+_CLOSER_SEEDS = 10
 
 _log = logging.getLogger("benchmarks.complex_scenes")
 
@@ -113,7 +117,32 @@ def chosen_rows(means: dict[str, float], ipc: int) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def run(level: str, ipc: int, workdir: pathlib.Path, config, cheaper=None) -> None:
+def closer_rows(chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows that tell DAE and its maps apart, of those of `chosen_rows`."""
+    without = {**chosen["edf"], **_ABLATIONS["edf without DAE"]}
+    official = {**chosen["edf"], "cam.method": "smooth_grad_cam_pp"}
+    return {
+        "datm": chosen["datm"],
+        "edf without DAE": without,
+        "edf": chosen["edf"],
+        "edf, SmoothGrad-CAM++": official,
+    }
+
+
+def take_cells(plan: Plan, others: Plan) -> None:
+    """Copies the cells of a plan that another comparison has finished, and this one lacks."""
+    for identity in plan.cells.keys() & others.cells.keys():
+        source, target = others.cells[identity].workdir, plan.cells[identity].workdir
+        if not target.exists():
+            half = target.with_name(target.name + ".tmp")
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(source, half)
+            half.rename(target)
+
+
+def run(
+    level: str, ipc: int, workdir: pathlib.Path, config, cheaper=None, *, closer: bool = False
+) -> None:
     """Tunes and compares at one level and number of images per class, or continues.
 
     Args:
@@ -122,6 +151,7 @@ def run(level: str, ipc: int, workdir: pathlib.Path, config, cheaper=None) -> No
         workdir: of everything.
         config: not resolved; that of the comparison.
         cheaper: keys and values of the trials instead of the config's.
+        closer: whether to compare `closer_rows` too.
     """
     command = "python -m benchmarks.complex_scenes " + shlex.join(sys.argv[1:])
     launch = functools.partial(run_in_child, config_file=None)
@@ -143,6 +173,13 @@ def run(level: str, ipc: int, workdir: pathlib.Path, config, cheaper=None) -> No
     for seeds in range(1, _SEEDS + 1):
         plan = make_plan(config, (), chosen, seeds, folder)
         print(comparison.to_markdown(compare(plan, folder, command, launch)), flush=True)
+    if closer:
+        folder = workdir / f"{level}_closer_ipc{ipc}"
+        for seeds in range(_SEEDS, _CLOSER_SEEDS + 1):
+            closer_plan = make_plan(config, (), closer_rows(chosen), seeds, folder)
+            take_cells(closer_plan, plan)
+            rows = compare(closer_plan, folder, command, launch)
+            print(comparison.to_markdown(rows), flush=True)
 
 
 def _flat(config) -> dict[str, Any]:
@@ -157,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.complex_scenes")
     parser.add_argument("--level", choices=("easy", "hard"), required=True)
     parser.add_argument("--ipc", default="10,1", help="images per class, comma-separated")
+    parser.add_argument("--closer", action="store_true", help="EDF's maps, over ten seeds")
     parser.add_argument("--workdir", default="runs/complex_scenes")
     options = parser.parse_args()
     console.speak_in_lines()
@@ -165,7 +203,8 @@ def main() -> int:
         with preemption.listening():
             for ipc in map(int, options.ipc.split(",")):
                 config = get_config(f"{options.level}_ipc{ipc}")
-                run(options.level, ipc, pathlib.Path(options.workdir), config)
+                workdir = pathlib.Path(options.workdir)
+                run(options.level, ipc, workdir, config, closer=options.closer)
         return 0
 
     return console.exit_status(work, name="complex_scenes")

@@ -80,6 +80,18 @@ def test_a_level_runs_from_trials_to_tables_and_continues(tmp_path, monkeypatch)
     launched.clear()
     complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references())
     assert launched == []
+    # A closer look takes what is made, and continues too.
+    complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references(), closer=True)
+    assert len(launched) == 4 * 10 - 3 * 3
+    rows = {row.label: row for row in comparison.load(tmp_path / "easy_closer_ipc10")[1]}
+    assert list(rows) == ["datm", "edf without DAE", "edf", "edf, SmoothGrad-CAM++"]
+    assert all(len(row.last.by_seed) == 10 for row in rows.values())
+    maps = {cell.config.cam.method for cell in launched if "SmoothGrad" in cell.name}
+    assert maps == {"smooth_grad_cam_pp"}
+    assert not list(tmp_path.rglob("*.tmp"))
+    launched.clear()
+    complex_scenes.run("easy", 10, tmp_path, config.copy_and_resolve_references(), closer=True)
+    assert launched == []
 
 
 def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, capsys):

@@ -2,9 +2,10 @@
 
     python -m benchmarks.true_maps runs/complex_scenes/hard_ipc10 --workdir=runs/true_maps_hard
 
-What DAE could bring at best: for each run of EDF in a comparison the same run again, its weight
-that of a map that is 1 where the digit covers the first image and 0 elsewhere. The composites are
-made here, so the places are known. The same command continues. The last line is TRUE_MAPS {json}.
+What DAE could bring at best: for each run of EDF in a comparison the same run again with a
+`cam.method` of its own, whose maps are 1 where the digit covers the first image and 0 elsewhere.
+The composites are made here, so the places are known. The same command continues. The last line is
+TRUE_MAPS {json}.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import pathlib
 import shlex
 import sys
 from typing import Any
-from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.scene_maps import digit_opacity, finished_run
-from edf_jax import comparison, console, devices, distill, gradcam, preemption, stages
+from edf_jax import comparison, console, devices, extending, preemption, stages
 from edf_jax.config import resolve
 from edf_jax.data import load_dataset
 from edf_jax.errors import UserError
 from edf_jax.run import Run
+
+METHOD = "true_maps"
 
 
 def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict[str, Any]:
@@ -37,23 +39,20 @@ def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict
         command: to keep.
 
     Raises:
-        UserError: `source` is no finished run.
+        UserError: `source` is no finished run, or of more images than one call makes maps of.
     """
     unresolved, first, _ = finished_run(source)
-    config = resolve(unresolved)
-    images = load_dataset(config.data).train.images
-    maps = jnp.asarray(digit_opacity(config, first.pixels, images) > 0.5, jnp.float32)
-    weight = gradcam.dae_weight(maps, config.cam.beta, config.cam.threshold)
+    images = load_dataset(unresolved.data).train.images
+    places = jnp.asarray(digit_opacity(unresolved, first.pixels, images) > 0.5, jnp.float32)
 
-    def true_weight(config, cam):
-        return lambda values, key: (maps, weight)
+    def true_maps(features, classify, images, classes, key):
+        if len(images) != len(places):
+            raise UserError(f"{source} has {len(places)} images: too many for true maps")
+        return places
 
-    with (
-        preemption.listening(),
-        mock.patch.object(distill, "make_weight", true_weight),
-        mock.patch.object(stages, "make_weight", true_weight),
-        Run(workdir, config, command) as run,
-    ):
+    extending.add_part("cam.method", METHOD, true_maps)
+    unresolved.cam.method = METHOD
+    with preemption.listening(), Run(workdir, resolve(unresolved), command) as run:
         return stages.run_stages(run, "evaluate") or {}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks import complex_scenes, scene_maps, true_maps
 from configs.cluttered_digits import get_config
-from edf_jax import compare, comparison, main, synthetic
+from edf_jax import compare, comparison, gradcam, main, synthetic
+from edf_jax.config import SCHEMA
 from edf_jax.data import load_dataset
 from tests.tiny_run import arguments
 
@@ -94,7 +95,7 @@ def test_a_level_runs_from_trials_to_tables_and_continues(tmp_path, monkeypatch)
     assert launched == []
 
 
-def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, capsys):
+def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, monkeypatch):
     settings = {
         "distill__drop": 0.5, "distill__iterations": 2, "distill__eval_every": 2,
         "log__tensorboard": False,
@@ -109,6 +110,9 @@ def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, capsys):
     assert figures["movement_on_digit"] > 0
     # The same run with the digits' places for maps starts alike and goes elsewhere.
     again = tmp_path / "true"
+    # What it registers is taken away again.
+    monkeypatch.setitem(SCHEMA, "cam.method", SCHEMA["cam.method"])
+    monkeypatch.setitem(gradcam.METHODS, true_maps.METHOD, None)
     assert 0 <= true_maps.run_again(run, again, "")["distilled_mean"] <= 100
     first, last = ("distilled/step_0.safetensors", "distilled/last.safetensors")
     np.testing.assert_array_equal(*(synthetic.load(path / first).images for path in (run, again)))

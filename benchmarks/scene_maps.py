@@ -3,8 +3,9 @@
     python -m benchmarks.scene_maps runs/complex_scenes/easy_ipc10 runs/complex_scenes/hard_ipc10
 
 For each comparison's EDF runs: the share of pixels that the digit covers; the share of pixels that
-DAE emphasises on the digit and beside it; the mean weight on both; and CPD's dropped parameters'
-share of the matching loss. The digits' places are known, since the composites are made here. The
+DAE emphasises on the digit and beside it; the mean weight on both; the share of images whose map is
+empty; and CPD's dropped parameters' share of the matching loss. `--cam_method` asks the same of
+other maps of the same images. The digits' places are known, since the composites are made here. The
 last line is MAPS {json}.
 """
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import console, distill, losses, randomness
+from edf_jax import console, distill, gradcam, losses, randomness
 from edf_jax.config import default_config, flatten
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import training_opacity
@@ -34,16 +35,18 @@ from edf_jax.synthetic import DistilledSet
 _PAIRS = 8
 
 
-def measure(workdir: pathlib.Path) -> dict[str, float]:
+def measure(workdir: pathlib.Path, cam_method: str = "") -> dict[str, float]:
     """The figures of one run.
 
     Args:
         workdir: of a run on cluttered digits whose first images are training images.
+        cam_method: how maps are made; empty: as the run made them.
 
     Raises:
         UserError: there is no such run.
     """
     config, first, last = finished_run(workdir)
+    config.cam.method = cam_method or config.cam.method
     dataset = load_dataset(config.data)
     network = network_for(config, dataset.info)
     store = open_experts(config, dataset, workdir)
@@ -61,6 +64,7 @@ def measure(workdir: pathlib.Path) -> dict[str, float]:
             f"{name}_emphasised_beside": float(high[~digit].mean()),
             f"{name}_weight_on_digit": float(weight[digit].mean()),
             f"{name}_weight_beside": float(weight[~digit].mean()),
+            f"{name}_empty_maps": float((maps.max((1, 2)) == 0).mean()),
             f"{name}_cam_right": float(_right(cam, found)),
         }
     moved = np.abs(last.images - first.images).mean(-1)
@@ -156,13 +160,14 @@ def _dropped(config, network, store, found: DistilledSet) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scene_maps")
     parser.add_argument("comparisons", nargs="+", help="folders of edf_jax.compare")
+    parser.add_argument("--cam_method", choices=gradcam.METHODS, default="")
     options = parser.parse_args()
 
     def work() -> int:
         found: dict[str, Any] = {}
         for folder in map(pathlib.Path, options.comparisons):
             runs = sorted((folder / "cells" / "edf").glob("seed_*"))
-            measured = [measure(run) for run in runs]
+            measured = [measure(run, options.cam_method) for run in runs]
             if not measured:
                 raise UserError(f"{folder} has no runs of EDF")
             found[folder.name] = {

@@ -14,6 +14,7 @@ from edf_jax import gradcam, storage
 from edf_jax.config import (
     METHODS,
     SCHEMA,
+    copy_config,
     flatten,
     resolve,
     set_keys,
@@ -41,6 +42,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # The same for every row, whatever a method's own code does.
 _EVALUATION = ("evaluate.", "augment.")
+# What experts that are trained anew are made by.
+_OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +181,7 @@ def make_plan(
 
 def _trainer(trainers: dict[str, Cell], config, workdir: pathlib.Path) -> str:
     """The id of the cell that trains a config's experts."""
-    options = {k: v for k, v in flatten(config).items() if k.startswith("experts.")}
+    options = {k: v for k, v in flatten(config).items() if k.startswith(_OF_EXPERTS)}
     identity = "experts " + storage.digest_of_record(options)
     if identity not in trainers:
         name = f"experts-{config.experts.optimizer}"
@@ -194,9 +197,7 @@ def _cell_config(
     config, given: Iterable[str], changes: Mapping[str, Any], seed: int, workdir: pathlib.Path
 ):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
-    import ml_collections
-
-    own = ml_collections.ConfigDict(config.to_dict())
+    own = copy_config(config)
     changes = dict(changes)
     changes.pop("baseline", None)
     if "method" in changes:

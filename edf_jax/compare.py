@@ -162,10 +162,8 @@ def run_cell(cell: Cell, command: str) -> None:
 
 def _measure_baseline(run, name: str) -> Mapping[str, Any]:
     """The figures of real images, by the same evaluation."""
-    from edf_jax.evaluate.bench import Bench, Trial
-    from edf_jax.evaluate.ledger import Ledger
+    from edf_jax.evaluate.stage import measure_baseline
     from edf_jax.evaluate.teacher import get_teacher
-    from edf_jax.progress import Progress
     from edf_jax.stages import prepare
 
     config = run.config
@@ -174,23 +172,15 @@ def _measure_baseline(run, name: str) -> Mapping[str, Any]:
     with run.stage("experts"):
         networks = None if name == "random" else _experts(config, dataset, run.workdir)
     with run.stage("evaluate"):
-        bench = Bench(
+        return measure_baseline(
             config,
             dataset,
             run.workdir,
-            get_teacher=lambda: get_teacher(config, dataset, run.workdir),
+            name,
             real_networks=networks,
+            teacher=lambda: get_teacher(config, dataset, run.workdir),
+            provenance=run.origin(),
         )
-        ledger = Ledger(run.workdir / "evaluation.json", {"seed": config.seed, **run.origin()})
-        subject = bench.baseline(name, config.distill.ipc)
-        trial = Trial(subject, protocol=config.evaluate.protocol)
-        with Progress("evaluate", bench.epochs(trial), "epoch") as bar:
-
-            def on_epochs(count: int, loss: float) -> None:
-                bar.update(count, loss=loss)
-
-            figures = ledger.need(bench.identity(trial), lambda: bench.run(trial, on_epochs))
-    return {f"{name}_{figure}": value for figure, value in figures.items()}
 
 
 def _experts(config, dataset, workdir: pathlib.Path):

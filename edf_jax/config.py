@@ -47,25 +47,49 @@ def default_config(**values: Any):
             config[group] = ml_collections.ConfigDict()
         (config[group] if group else config)[leaf] = key.default
     if "method" in values:
-        use_method(config, values["method"])
+        use_method(config, values["method"], given=values)
     set_keys(config, values)
     return config
 
 
+# The attribute of a config that says which values its method took the place of.
+_REPLACED = "_values_without_method"
+
+
+def copy_config(config):
+    """A config of its own that can be given another method."""
+    import ml_collections
+
+    copied = ml_collections.ConfigDict(config.to_dict())
+    object.__setattr__(copied, _REPLACED, dict(getattr(config, _REPLACED, {})))
+    return copied
+
+
 def use_method(config, method: str, given: Collection[str] = ()) -> None:
     """Sets a config's method, and the numbers that come with it.
+
+    Those that the method before brought become again what they were.
 
     Args:
         config: changed in place; its parts are left to `resolve`.
         method: a name in `METHODS`; another name is set as it is, for `resolve` to refuse.
         given: dotted keys whose values stand, whatever the method says.
     """
-    set_keys(config, {"method": method})
-    own = METHODS.get(method, {})
-    set_keys(
-        config,
-        {k: v for k, v in own.items() if SCHEMA[k].default != AUTO and k not in given},
-    )
+    flat = flatten(config)
+    brought = METHODS.get(flat["method"], {})
+    replaced = {
+        k: v
+        for k, v in getattr(config, _REPLACED, {}).items()
+        if k not in given and flat[k] == brought.get(k)
+    }
+    set_keys(config, {**replaced, "method": method})
+    own = {
+        k: v
+        for k, v in METHODS.get(method, {}).items()
+        if SCHEMA[k].default != AUTO and k not in given
+    }
+    object.__setattr__(config, _REPLACED, {k: {**flat, **replaced}[k] for k in own})
+    set_keys(config, own)
 
 
 def set_keys(config, values: Mapping[str, Any]) -> None:

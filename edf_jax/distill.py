@@ -198,13 +198,15 @@ def distill(
             if it == first:
                 loss = float(report["loss"])
                 _log.info("first iteration after %.1f s", time.monotonic() - began)
-            # One iteration behind the device, so that it never waits for the host.
-            settle(behind=1)
-            bar.update(loss=loss, skipped=position.skipped)
             scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
+            # One iteration behind the device, so that it never waits for the host.
+            settle(behind=0 if scheduled else 1)
+            bar.update(loss=loss, skipped=position.skipped)
             stops, asked = hosts.shared("whether to stop", stopping)
             if scheduled or stops or asked:
                 save(it + 1)
+                # Saving settles the iteration that was still pending.
+                stops, _ = hosts.shared("whether to stop after all", stopping)
             if stops:
                 path = workdir / "distilled" / f"step_{it + 1}.safetensors"
                 current(it + 1).save(path)
@@ -212,7 +214,6 @@ def distill(
                     f"{fault}; {path} holds the set after iteration {it}, which is good: "
                     "--config.distill.on_nan=skip continues from it"
                 )
-            fault = None
             if asked:
                 raise Preempted(preemption.WHY)
         took = max(time.monotonic() - began, 1e-9)

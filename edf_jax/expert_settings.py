@@ -10,6 +10,8 @@ from edf_jax.data import Dataset
 from edf_jax.errors import UserError
 from edf_jax.models import Network
 
+# Experts trained at once where `experts.group` doesn't say.
+_GROUP = 5
 # What decides an expert's numbers after each epoch; with other values it is another expert.
 _GROUPS = ("data.", "model.", "experts.")
 _FREE = (
@@ -66,7 +68,7 @@ def settings(config, dataset: Dataset, network: Network) -> dict[str, Any]:
 
 def group_size(config) -> int:
     """How many experts of a new store are trained together."""
-    return config.experts.group or min(config.experts.num, 5)
+    return config.experts.group or min(config.experts.num, _GROUP)
 
 
 def part_of(config, groups: int) -> range:

@@ -159,12 +159,7 @@ def make_iteration(
     shares = parallel.data_shares(config, network, batch)
     mesh = parallel.matching_mesh(config.parallel.trajectory, shares)
     axis = parallel.DATA if shares > 1 else None
-    if network.has_batch_stats and (num_images % batch or axis is not None):
-        raise UserError(
-            f"{network.name} has batch norm, so its student's batches can't be padded or split: "
-            f"take a distill.batch_syn that divides the {num_images} synthetic images (now "
-            f"{options.batch_syn}) and parallel.data=1"
-        )
+    check_batches(config, network, num_images)
     cuts = microbatch.count_parts(network, -(-batch // shares))
     in_shares = axis is not None or cuts > 1
 
@@ -264,6 +259,22 @@ def make_iteration(
 
 def _mean_over_trajectories(match: Callable, *arguments):
     return lax.pmean(match(*arguments), parallel.TRAJECTORY)
+
+
+def check_batches(config, network: Network, num_images: int) -> None:
+    """Refuses a student's batches that its network can't have.
+
+    Raises:
+        UserError: they would have to be padded or split, and batch norm looks at all of one.
+    """
+    batch = min(config.distill.batch_syn, num_images)
+    split = parallel.data_shares(config, network, batch) > 1
+    if network.has_batch_stats and (num_images % batch or split):
+        raise UserError(
+            f"{network.name} has batch norm, so its student's batches can't be padded or split: "
+            f"take a distill.batch_syn that divides the {num_images} synthetic images (now "
+            f"{config.distill.batch_syn}) and parallel.data=1"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

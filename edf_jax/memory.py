@@ -17,7 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edf_jax import costs, gsam, iteration, losses, matching, microbatch, parallel, streaming
+from edf_jax import (
+    costs,
+    expert_settings,
+    gsam,
+    iteration,
+    losses,
+    matching,
+    microbatch,
+    parallel,
+    streaming,
+)
 from edf_jax.errors import UserError
 from edf_jax.models import Network, build_network
 
@@ -26,9 +36,6 @@ _MATCHING, _TRAINING, _FORWARD = 1.7, 2.4, 1.4
 # Batches of images that augmentation holds beside a student's step.
 _AUGMENTED = 2
 _TEST_BATCH = 256
-# Experts trained at once where `experts.group` doesn't say.
-GROUP = 5
-
 _FLOAT = 4
 # How much of a device `distill.store=auto` fills.
 _FILLED = 0.8
@@ -271,7 +278,7 @@ def experts_bytes(config, network: Network, num_train: int, num_test: int) -> in
     step = _training_step(
         network, min(options.batch, num_train), soft=False, ascends=options.optimizer == "gsam"
     )
-    count = options.group or min(options.num, GROUP)
+    count = expert_settings.group_size(config)
     stored = sum(_stored_bytes(config, network.image_shape, n) for n in (num_train, num_test))
     return stored + _networks_bytes(network, count, bool(options.momentum), step)
 

@@ -83,7 +83,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-    from edf_jax import devices, hours, memory
+    from edf_jax import devices, hours, iteration, memory
     from edf_jax.config import network_list
     from edf_jax.evaluate.networks import find_network
     from edf_jax.experts import needed_epochs, network_for
@@ -96,6 +96,8 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
+    iteration.check_batches(config, network, num_images)
+    memory.choose_store(config, network, num_images, None)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -164,7 +166,7 @@ def _disk_free(folder: pathlib.Path) -> int | None:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    from edf_jax import memory
+    from edf_jax import expert_settings, memory
 
     config, room = plan.config, plan.device.memory
     warnings = []
@@ -196,7 +198,7 @@ def _warnings(plan: Plan) -> list[str]:
             "cam.method=grad_cam if it is another"
         )
     if "experts" in too_large:
-        group = config.experts.group or min(config.experts.num, memory.GROUP)
+        group = expert_settings.group_size(config)
         smaller = f"experts.group={max(1, group // 2)}" if group > 1 else "a lower experts.batch"
         warnings.append(f"expert training doesn't fit into {_size(room)}: set {smaller}")
     if "evaluation" in too_large:

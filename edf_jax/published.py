@@ -59,6 +59,10 @@ _UNUSED = ("loss_threshold_low", "loss_threshold_high", "target_layer_deep")
 # The official code's values where a row has no such key.
 _WHERE_ABSENT = {"distill.drop": 0.0, "model.name": "ConvNet"}
 
+# PAD's share of first parameters left out, published for CIFAR-10 (2408.03360).
+_PAD = {
+    ipc: {"distill.depth_ratio": share} for ipc, share in (("1", 0.0), ("10", 0.5), ("50", 0.25))
+}
 _IMAGENET = {"data.source": "folder", "data.resolution": 128}
 # An official network that goes by the resolution when that is the user's to choose.
 _DEPTH_BY_RESOLUTION = {"model.name": "ConvNet"}
@@ -177,6 +181,7 @@ def _variants_of(group: _Group) -> dict[str, dict[str, Any]]:
     return {
         f"ipc{ipc}": {
             **settings(group.settings_of, ipc),
+            **_PAD.get(ipc, {}),
             **group.values,
             "published": group.published,
             "settings_of": f"{group.settings_of} ipc{ipc}",

@@ -196,7 +196,8 @@ def real_networks(config, dataset: Dataset, store: TrajectoryStore) -> RealNetwo
     last = config.experts.epochs
 
     def snapshot(expert: int) -> tuple[jax.Array, Any]:
-        return jnp.asarray(store.snapshot(expert, last)), _batch_stats(network, store, expert)
+        batch_stats = _batch_stats(network, store, expert, last)
+        return jnp.asarray(store.snapshot(expert, last)), batch_stats
 
     return RealNetworks(network, snapshot, config.experts.num, f"{config.experts.num} experts")
 
@@ -348,19 +349,18 @@ def choose_cam_network(
     return CamNetwork(
         network,
         jnp.asarray(store.snapshot(0, last)),
-        _batch_stats(network, store, 0),
+        _batch_stats(network, store, 0, last),
         own,
         f"the first expert ({network.name}) after epoch {last}",
     )
 
 
-def _batch_stats(network: Network, store: TrajectoryStore, expert: int) -> Any:
-    """An expert's last batch-norm statistics; {} where it has none."""
+def _batch_stats(network: Network, store: TrajectoryStore, expert: int, epoch: int) -> Any:
+    """An expert's batch-norm statistics after an epoch; {} where it has none."""
     if not network.has_batch_stats:
         return {}
     _, like = jax.eval_shape(network.init, jax.random.key(0))
-    last = max(store.epochs(0))
-    arrays = store.batch_stats(expert, last)
+    arrays = store.batch_stats(expert, epoch)
     return named_leaves("batch_stats", like, {f"batch_stats.{k}": v for k, v in arrays.items()})
 
 
@@ -380,7 +380,8 @@ def initialise(
 
     def expert_logits(expert: int, images) -> np.ndarray:
         theta = jnp.asarray(store.snapshot(expert, last))
-        return np.asarray(logits_of(theta, _batch_stats(network, store, expert), images))
+        batch_stats = _batch_stats(network, store, expert, last)
+        return np.asarray(logits_of(theta, batch_stats, images))
 
     num_experts = config.experts.num
     if how == "noise":
@@ -394,13 +395,14 @@ def initialise(
 
         def predictions(expert: int) -> np.ndarray:
             theta = jnp.asarray(store.snapshot(expert, last))[None]
-            batch_stats = jax.tree.map(lambda x: x[None], _batch_stats(network, store, expert))
+            batch_stats = _batch_stats(network, store, expert, last)
+            batch_stats = jax.tree.map(lambda x: x[None], batch_stats)
             return np.asarray(classify(theta, batch_stats, everything)[0])
 
         chosen = synthetic.choose_predicted_correctly(rng, labels, predictions, num_experts, ipc)
     elif how == "centres":
         theta = jnp.asarray(store.snapshot(0, last))
-        stats = _batch_stats(network, store, 0)
+        stats = _batch_stats(network, store, 0, last)
 
         def inputs(positions: slice) -> jax.Array:
             return prepare_inputs(jnp.asarray(everything[positions]))
@@ -410,7 +412,7 @@ def initialise(
             for i in range(0, len(labels), 256)
         ]
         flat = np.concatenate(features).reshape(len(labels), -1)
-        chosen = synthetic.choose_near_centres(flat, labels, ipc)
+        chosen = synthetic.choose_near_centres(rng, flat, labels, ipc)
     else:
         chosen = synthetic.choose_random(rng, labels, ipc)
     stored = jnp.asarray(everything[chosen])

@@ -214,13 +214,16 @@ def choose_predicted_correctly(
     return np.concatenate([np.asarray(members) for members in chosen])
 
 
-def choose_near_centres(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
+def choose_near_centres(
+    rng: np.random.Generator, features: np.ndarray, labels: np.ndarray, ipc: int
+) -> np.ndarray:
     """Positions of the `ipc` images of each class that are nearest to k-means centres.
 
     Each class's features are clustered into `ipc` clusters, and each cluster gives the image
     nearest to its centre.
 
     Args:
+        rng: for the first centres.
         features: `[N, F]`.
         labels: `[N]`.
         ipc: images per class.
@@ -235,7 +238,8 @@ def choose_near_centres(features: np.ndarray, labels: np.ndarray, ipc: int) -> n
     for label in range(int(labels.max()) + 1):
         members = np.flatnonzero(labels == label)
         _check_enough(len(members), ipc, label)
-        distances = KMeans(ipc, n_init=1, random_state=0).fit_transform(features[members])
+        seed = int(rng.integers(2**31))
+        distances = KMeans(ipc, n_init=1, random_state=seed).fit_transform(features[members])
         taken: list[int] = []
         for cluster in range(ipc):
             nearest = np.argsort(distances[:, cluster], kind="stable")

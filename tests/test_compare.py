@@ -17,7 +17,7 @@ import pytest
 
 from edf_jax import compare, comparison, report, storage
 from edf_jax.cells import ABLATIONS, make_plan, names_of
-from edf_jax.config import default_config, flatten
+from edf_jax.config import default_config, flatten, parse_variant
 from edf_jax.errors import UserError
 from edf_jax.metrics import open_metrics
 
@@ -89,6 +89,26 @@ def test_experts_are_trained_once_and_first(tmp_path):
     assert shared["random"] == {None}
     folders = [cell.workdir for cell in cells]
     assert len(set(folders)) == len(folders)
+
+
+def test_other_networks_have_experts_of_their_own(tmp_path):
+    rows = {"edf": {"method": "edf"}, "wide": {"method": "edf", "model.width": 24}}
+    plan = make_plan(default_config(**_TINY), (), rows, 1, tmp_path)
+    trainers = [cell for cell in plan.cells.values() if cell.kind == "experts"]
+    assert [cell.config.model.width for cell in trainers] == [_TINY["model.width"], 24]
+    assert len({cell.workdir for cell in trainers}) == 2
+
+
+def test_methods_are_the_same_whichever_the_config_names(tmp_path):
+    names = names_of("mtt,datm,edf", "")
+    of_edf, of_mtt = (
+        make_plan(parse_variant(text, {"tiny": _TINY}, "tiny"), (), names, 1, tmp_path)
+        for text in ("tiny", "tiny,method=mtt")
+    )
+    for label in names:
+        one, other = _configs(of_edf, label)[0], _configs(of_mtt, label)[0]
+        different = {k for k in one if one[k] != other[k]}
+        assert all(k.startswith(("evaluate.", "augment.")) for k in different), different
 
 
 def test_ablations_change_their_keys_alone(tmp_path):
@@ -299,7 +319,11 @@ def test_two_comparisons_in_one_folder_are_refused(tmp_path):
 
 
 def test_cells_run_for_real_with_one_set_of_experts(tmp_path, capsys):
-    plan = _plan(tmp_path, "random,herding,datm,edf", **{"distill.drop": 0.5})
+    plan = _plan(
+        tmp_path,
+        "random,herding,datm,edf",
+        **{"distill.drop": 0.5, "evaluate.networks": "MLP", "evaluate.width": 4},
+    )
     rows = compare.compare(plan, tmp_path, "compare", compare.run_cell)
     assert all(0 <= row.last.mean <= 100 and row.seconds > 0 for row in rows)
     assert [row.best is None for row in rows] == [True, True, False, False]
@@ -309,6 +333,12 @@ def test_cells_run_for_real_with_one_set_of_experts(tmp_path, capsys):
     assert len(list(store.glob("group_*/epoch_*"))) == 3
     result = json.loads((tmp_path / "cells/edf/seed_0/result.json").read_text())
     assert len(result["distilled_accuracies"]) == 2 and "random_mean" not in result
+    # Real images are measured on the network that the methods are.
+    networks = {
+        json.loads((folder / "result.json").read_text())["network"]
+        for folder in tmp_path.glob("cells/*/seed_0")
+    }
+    assert networks == {"MLP (width 4)"}
 
 
 def test_the_command_tells_mistakes_in_one_line(capsys):

@@ -14,12 +14,14 @@ from edf_jax.config import (
     METHODS,
     SCHEMA,
     check_against_data,
+    copy_config,
     default_config,
     flatten,
     parse_variant,
     resolve,
     set_keys,
     unknown_key,
+    use_method,
 )
 from edf_jax.errors import UserError
 
@@ -129,6 +131,23 @@ def test_a_variant_takes_further_keys():
     config = parse_variant("small,distill.lr_img=7,data.zca=true,method=mtt", VARIANTS, "test")
     assert (config.distill.ipc, config.distill.lr_img, config.data.zca) == (1, 7.0, True)
     assert config.method == "mtt"
+
+
+def test_another_method_takes_its_predecessors_numbers_away():
+    variants = {"small": {"distill.threshold": 1.2, "distill.min_start_epoch": 3}}
+    config = parse_variant("small,method=mtt", variants, "test")
+    assert (config.distill.threshold, config.distill.min_start_epoch) == (0.0, 0)
+    config.distill.min_start_epoch = 1  # by hand, so it stands
+    use_method(config, "ftd")
+    assert (config.distill.threshold, config.distill.average) == (0.0, 0.9995)
+    use_method(copied := copy_config(config), "edf")
+    assert copied.distill.threshold == 1.2
+    assert copied.distill.average == default_config().distill.average
+    assert copied.distill.min_start_epoch == 1
+    assert config.method == "ftd" and config.distill.threshold == 0.0
+    given = parse_variant("small,method=mtt,distill.threshold=0.5", variants, "test")
+    use_method(given, "datm")
+    assert given.distill.threshold == 0.5
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,12 @@ def test_another_method_takes_a_published_config():
     assert (config.distill.start_schedule, config.distill.init) == ("fixed", "real")
 
 
+@pytest.mark.parametrize(("ipc", "share"), [(1, 0.0), (10, 0.5), (50, 0.25)])
+def test_pad_leaves_out_what_it_published(ipc, share):
+    config = resolve(load("cifar10").get_config(f"ipc{ipc}_d3,method=pad"))
+    assert (config.distill.loss_mask, config.distill.depth_ratio) == ("deep_layers", share)
+
+
 def test_the_command_plans_a_folder_of_photos(photos, capsys):
     flags = [f"--config={ROOT}/configs/folder.py:laptop", f"--config.data.path={photos}"]
     assert main.main(["edf_jax", *flags, "--dry_run"]) == 0

@@ -51,17 +51,25 @@ def test_a_skipped_iteration_is_told_with_expert_and_start_epoch(
     assert sum("matching loss is" in line for line in tiny.messages(caplog)) == 1
 
 
-def test_a_run_that_stops_keeps_the_last_good_set_and_goes_on_when_told_to(store, tmp_path):
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_a_run_that_stops_keeps_the_last_good_set_and_goes_on_when_told_to(
+    store, tmp_path, every
+):
     _spoil(store, 1, "nan")
-    skipping = tiny.run_distillation(tiny.config(**_FREE), tmp_path / "skip", store)
+    free = {**_FREE, "distill.save_every": every}
+    skipping = tiny.run_distillation(tiny.config(**free), tmp_path / "skip", store)
+    bad = min(row["step"] for row in tiny.rows(tmp_path / "skip", "distill") if row["skipped"])
     workdir = tmp_path / "stop"
-    with pytest.raises(UserError, match=r"expert 1, start epoch \d.*on_nan=skip") as raised:
-        tiny.run_distillation(tiny.config(**_FREE, **{"distill.on_nan": "stop"}), workdir, store)
+    told = rf"iteration {bad}: .*expert 1, start epoch \d.*on_nan=skip"
+    with pytest.raises(UserError, match=told) as raised:
+        tiny.run_distillation(tiny.config(**free, **{"distill.on_nan": "stop"}), workdir, store)
+    # Before the next is begun where a checkpoint comes between, else after it.
+    assert bad <= tiny.rows(workdir, "distill")[-1]["step"] <= bad + (every > 1)
     kept = sorted(workdir.glob("distilled/step_*.safetensors"))
     assert str(kept[-1]) in str(raised.value)
     assert np.isfinite(synthetic.load(kept[-1]).images).all()
     assert not (workdir / "distilled" / "last.safetensors").exists()
-    going_on = tiny.run_distillation(tiny.config(**_FREE), workdir, store)
+    going_on = tiny.run_distillation(tiny.config(**free), workdir, store)
     np.testing.assert_array_equal(going_on.images, skipping.images)
     assert tiny.rows(workdir) == tiny.rows(tmp_path / "skip")
 

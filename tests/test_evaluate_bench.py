@@ -304,8 +304,8 @@ def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):
 def test_one_baseline_is_measured_by_itself(dataset, tmp_path):
     config = make_config(**{"evaluate.networks": "MLP", "evaluate.width": 4})
     figures = stage.measure_baseline(config, dataset, tmp_path, "random", teacher=_no_teacher)
-    assert figures["kind"] == "random" and figures["network"] == "MLP (width 4)"
-    assert figures["num_eval"] == 2
+    assert figures["network"] == "MLP (width 4)"
+    assert figures["random_num_eval"] == len(figures["random_accuracies"]) == 2
 
 
 def test_full_data_networks_learn(dataset):

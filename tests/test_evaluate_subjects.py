@@ -79,6 +79,37 @@ def test_the_official_triple_needs_no_record(distilled, info, tmp_path):
     torch.save(torch.tensor(distilled.alpha), tmp_path / "lr_best.pt")
     for path in (tmp_path, tmp_path / "images_best.pt"):
         _check_same(subjects.read(str(path), info), distilled)
+    # Beside the best the official codes keep those of iterations.
+    other = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.5)
+    torch.save(torch.tensor(other.images.transpose(0, 3, 1, 2)), tmp_path / "images_500.pt")
+    torch.save(torch.tensor(other.labels), tmp_path / "labels_500.pt")
+    torch.save(torch.tensor(other.alpha), tmp_path / "lr_500.pt")
+    _check_same(subjects.read(str(tmp_path / "images_500.pt"), info), other)
+    with pytest.raises(UserError, match="labels_500.pt: of the three files .* give the images'"):
+        subjects.read(str(tmp_path / "labels_500.pt"), info)
+
+
+def test_an_npz_meets_whitened_data_by_its_pixels(distilled, info, tmp_path):
+    train = make_dataset().train.images
+    zca = Normalisation.fit_zca(train, str(tmp_path))
+    whitened = dataclasses.replace(info, normalisation=zca)
+    expected = dataclasses.replace(distilled, images=zca.apply(distilled.pixels))
+    export(distilled, "npz", tmp_path / "plain.npz")
+    _check_same(subjects.read(str(tmp_path / "plain.npz"), whitened), expected)
+    same = dataclasses.replace(expected, normalisation=zca)
+    export(same, "npz", tmp_path / "same.npz")
+    _check_same(subjects.read(str(tmp_path / "same.npz"), whitened), same)
+    # Of another matrix: by the pixels, to plain data and to whitened.
+    _check_same(subjects.read(str(tmp_path / "same.npz"), info), distilled, atol=1e-3)
+    other = Normalisation.fit_zca(train[::2], str(tmp_path))
+    there = dataclasses.replace(info, normalisation=other)
+    anew = dataclasses.replace(distilled, images=other.apply(same.pixels))
+    _check_same(subjects.read(str(tmp_path / "same.npz"), there), anew, atol=1e-3)
+    with np.load(tmp_path / "same.npz") as file:
+        arrays = {name: file[name] for name in file.files if name != "pixels"}
+    np.savez(tmp_path / "no_pixels.npz", **arrays)
+    with pytest.raises(UserError, match="another ZCA matrix"):
+        subjects.read(str(tmp_path / "no_pixels.npz"), there)
 
 
 def _write_png(path, pixels):

@@ -431,7 +431,7 @@ def test_images_nearest_to_centres_stand_for_each_cluster():
     features = centres[cluster] + rng.normal(0, 0.5, (60, 2))
     shuffle = rng.permutation(60)
     features, labels, cluster = features[shuffle], labels[shuffle], cluster[shuffle]
-    chosen = synthetic.choose_near_centres(features, labels, 3)
+    chosen = synthetic.choose_near_centres(rng, features, labels, 3)
     assert list(labels[chosen]) == [0, 0, 0, 1, 1, 1]
     assert sorted(cluster[chosen]) == list(range(6))
     for position in chosen:

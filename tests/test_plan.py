@@ -145,6 +145,13 @@ def test_more_synthetic_than_real_images_are_refused():
         planned(**{"distill.ipc": 200})
 
 
+def test_batches_that_a_student_cannot_have_are_refused_before_experts_are_trained():
+    with pytest.raises(UserError, match="batch norm.*distill.batch_syn that divides the"):
+        planned(**{"model.norm": "batch", "distill.batch_syn": 3})
+    with pytest.raises(UserError, match="distill.store=products is for a batch on one device"):
+        planned(**{"parallel.data": 2, "distill.store": "products"})
+
+
 def test_a_network_that_the_images_are_too_small_for_is_refused():
     with pytest.raises(UserError, match="too small"):
         planned(**{"model.depth": 6})

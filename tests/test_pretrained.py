@@ -160,10 +160,11 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_half_precision_is_widened(tmp_path):
+def test_half_precision_is_widened(tmp_path, monkeypatch):
     tensors = {"a": torch.ones(2, dtype=torch.bfloat16) / 3, "b": torch.ones(2).half() / 3}
     torch.save(tensors, tmp_path / "weights.pth")
-    state, metadata = pretrained.read_state_dict(tmp_path / "weights.pth")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state, metadata = pretrained.read_state_dict("~/weights.pth")
     assert metadata == {}
     assert {name: array.dtype for name, array in state.items()} == dict.fromkeys("ab", np.float32)
     np.testing.assert_allclose(state["a"], 1 / 3, rtol=1e-2)

@@ -164,7 +164,8 @@ def measure_baseline(
 ) -> dict[str, Any]:
     """The figures of one of `BASELINES` by itself, with `distill.ipc` images per class.
 
-    Arguments and what is kept as in `evaluate_run`; the network is the first that it evaluates.
+    Arguments, what is kept and the figures as in `evaluate_run`; the network is the first that it
+    evaluates.
     """
     bench = Bench(
         config,
@@ -183,7 +184,8 @@ def measure_baseline(
             bar.update(count, loss=loss)
             preemption.stop_if_asked()
 
-        return _measure(bench, ledger, row, on_epochs)
+        measured = _measure(bench, ledger, row, on_epochs)
+    return {k: measured[k] for k in ("network", "protocol")} | _named(name, measured)
 
 
 _Sets = dict[str, tuple[Subject, int | None]]
@@ -349,8 +351,7 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
     if "best_on_test" not in by_kind and not options.distilled:
         by_kind["best_on_test"] = by_kind["distilled"]
     for kind, row in by_kind.items():
-        hidden = ("num_images", "network", "protocol", "kind", "provenance", "seconds")
-        result |= {f"{kind}_{k}": v for k, v in row.items() if k not in hidden}
+        result |= _named(kind, row)
     if options.protocol != "plain":
         result["teacher"] = bench.teacher.record()
     result["scores"] = [
@@ -362,6 +363,12 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
     if "random" in by_kind and by_kind["random"]["mean"] >= by_kind["distilled"]["mean"]:
         logging.warning("the distilled set is no better than random real images")
     return result
+
+
+def _named(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's figures as `result.json` calls them."""
+    hidden = ("num_images", "network", "protocol", "kind", "provenance", "seconds")
+    return {f"{kind}_{k}": v for k, v in row.items() if k not in hidden}
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def read(path: str, info: DatasetInfo) -> Subject:
     Raises:
         UserError: nothing is there, its form is unknown, or its images or classes don't fit.
     """
-    place = pathlib.Path(path)
+    place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise UserError(f"evaluate.distilled={path}: there is nothing there")
     if place.suffix == ".npz":
@@ -177,28 +178,52 @@ def _read_npz(path: pathlib.Path, info: DatasetInfo) -> Subject:
         )
     alpha = float(arrays["alpha"]) if "alpha" in arrays else None
     labels = _logits(arrays["labels"], info.num_classes)
-    return Subject(_npz_inputs(arrays, info.normalisation), labels, alpha)
+    return Subject(_npz_inputs(path, arrays, info.normalisation), labels, alpha)
 
 
-def _npz_inputs(arrays: Mapping[str, np.ndarray], wanted: Normalisation) -> np.ndarray:
+def _npz_inputs(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], wanted: Normalisation
+) -> np.ndarray:
     """The images of a `.npz` file as `wanted` normalises them."""
     images = arrays.get("images")
     if images is None or images.dtype == np.uint8:
         return np.asarray(wanted.apply(arrays["pixels"] if images is None else images), np.float32)
-    if "mean" in arrays and "std" in arrays and wanted.zca is None:
-        mean, std = (tuple(float(x) for x in arrays[name]) for name in ("mean", "std"))
-        if not np.allclose(mean + std, wanted.mean + wanted.std):
-            pixels = arrays.get("pixels", Normalisation(mean, std).invert(images))
-            images = wanted.apply(pixels)
+    if "mean" not in arrays or "std" not in arrays:
+        return np.asarray(images, np.float32)
+    mean, std = (tuple(float(x) for x in arrays[name]) for name in ("mean", "std"))
+    whitened = _zca_digest(arrays)
+    same = whitened == (wanted.zca and wanted.zca.digest)
+    if not same or not np.allclose(mean + std, wanted.mean + wanted.std):
+        if "pixels" not in arrays and whitened:
+            raise UserError(
+                f"evaluate.distilled={path} is whitened by another ZCA matrix than the data's, and "
+                "holds no 'pixels'"
+            )
+        pixels = arrays.get("pixels")
+        images = wanted.apply(Normalisation(mean, std).invert(images) if pixels is None else pixels)
     return np.asarray(images, np.float32)
+
+
+def _zca_digest(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Of the matrix that `edf_jax.export` says a file's images are whitened by."""
+    try:
+        return json.loads(str(arrays["record"])).get("zca")
+    except (KeyError, ValueError, AttributeError):
+        return None
 
 
 def _read_triple(path: pathlib.Path, info: DatasetInfo) -> Subject:
     from edf_jax.interop import distilled
 
     folder = path if path.is_dir() else path.parent
+    name = re.fullmatch(r"images_(.+)\.pt", "images_best.pt" if path.is_dir() else path.name)
+    if name is None:
+        raise UserError(
+            f"evaluate.distilled={path}: of the three files of a set (images_best.pt, "
+            "labels_best.pt, lr_best.pt; or of an iteration, images_5000.pt ...) give the images'"
+        )
     told = distilled.Description(info.class_names, info.normalisation)
-    found = distilled.import_set(folder, distilled.read_record(folder) or told)
+    found = distilled.import_set(folder, distilled.read_record(folder) or told, tag=name[1])
     return _as_normalised(found, info, str(path))
 
 

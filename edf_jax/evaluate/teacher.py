@@ -166,7 +166,7 @@ def import_teacher(config, info) -> Teacher:
     Raises:
         UserError: the file can't be read, or isn't of the network.
     """
-    path = pathlib.Path(config.teacher.weights)
+    path = pathlib.Path(config.teacher.weights).expanduser()
     network = teacher_network(config, info)
     class_indices = None
     try:

@@ -87,12 +87,15 @@ def read_record(folder: pathlib.Path) -> Description | None:
         raise UserError(f"{path} is damaged: remove it and give --dataset or --like") from None
 
 
-def import_set(folder: str | os.PathLike, description: Description | None = None) -> DistilledSet:
+def import_set(
+    folder: str | os.PathLike, description: Description | None = None, *, tag: str = "best"
+) -> DistilledSet:
     """Reads an official distilled set.
 
     Args:
         folder: holds the three files. Labels are logits `[n, C]`, or classes `[n]`.
         description: of the data; where None, `edf_jax.export` must have written the folder.
+        tag: what the files' names end in: `best`, or the iteration that they are of.
 
     Raises:
         UserError: a file is missing or damaged, or they don't fit each other or the description.
@@ -104,22 +107,20 @@ def import_set(folder: str | os.PathLike, description: Description | None = None
             f"{folder} doesn't say which data its set is of: give --dataset, or --like with "
             "another set of the same data"
         )
-    images, labels, rate = (
-        _read(folder / f"{name}_best.pt") for name in ("images", "labels", "lr")
-    )
+    paths = [folder / f"{name}_{tag}.pt" for name in ("images", "labels", "lr")]
+    images, labels, rate = map(_read, paths)
     if images.ndim != 4:
-        raise UserError(f"{folder / 'images_best.pt'} has shape {images.shape}, not [n, C, H, W]")
+        raise UserError(f"{paths[0]} has shape {images.shape}, not [n, C, H, W]")
     channels = len(description.normalisation.mean)
     if images.shape[1] != channels:
         raise UserError(
-            f"{folder / 'images_best.pt'} has {images.shape[1]} channels (shape {images.shape}), "
-            f"the data {channels}"
+            f"{paths[0]} has {images.shape[1]} channels (shape {images.shape}), the data {channels}"
         )
     if rate.size != 1:
-        raise UserError(f"{folder / 'lr_best.pt'} has shape {rate.shape}, not one number")
+        raise UserError(f"{paths[2]} has shape {rate.shape}, not one number")
     return DistilledSet(
         np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float32),
-        _logits(folder / "labels_best.pt", labels, len(images), len(description.class_names)),
+        _logits(paths[1], labels, len(images), len(description.class_names)),
         float(np.float32(rate.reshape(()))),
         description.class_names,
         description.normalisation,

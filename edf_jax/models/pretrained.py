@@ -31,7 +31,7 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
     Raises:
         UserError: it is missing, damaged, holds more than tensors, or is no state dict.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":

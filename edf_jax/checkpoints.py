@@ -36,6 +36,7 @@ class Position:
         alpha_is_positive: at the last iteration.
         warned_of_loss: the last iteration that was told to have no usable loss or gradient.
         best, best_iteration: the best periodic evaluation, in percent, and its set's step.
+        best_held_out, best_held_out_iteration: the same on held-out training images.
     """
 
     iteration: int = 0
@@ -50,6 +51,8 @@ class Position:
     warned_of_loss: int = -WINDOW
     best: float = -math.inf
     best_iteration: int = -1
+    best_held_out: float = -math.inf
+    best_held_out_iteration: int = -1
 
     def to_details(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
@@ -134,8 +137,8 @@ def make_consistent(
 ) -> None:
     """Takes back what a run did after the checkpoint that it continues from.
 
-    Rows and sets of later iterations go, for they are made again; `best_on_test` becomes the best
-    one of the iterations before.
+    Rows and sets of later iterations go, for they are made again; `best_on_test` and
+    `best_on_held_out` become the best ones of the iterations before.
 
     Raises:
         UserError: the best set before is lost.
@@ -160,20 +163,25 @@ def make_consistent(
         step = path.stem[5:]
         if step.isdigit() and int(step) >= iteration:
             path.unlink()
-    best = workdir / "distilled" / "best_on_test.safetensors"
-    if position.best_iteration < 0:
+    _restore_best(workdir, "best_on_test", position.best_iteration)
+    _restore_best(workdir, "best_on_held_out", position.best_held_out_iteration)
+
+
+def _restore_best(workdir: pathlib.Path, name: str, iteration: int) -> None:
+    """Makes a best set that of an iteration; negative: there is none yet."""
+    best = workdir / "distilled" / f"{name}.safetensors"
+    if iteration < 0:
         best.unlink(missing_ok=True)
         return
     try:
-        if synthetic.load(best).step == position.best_iteration:
+        if synthetic.load(best).step == iteration:
             return
     except UserError as error:
-        _log.warning("%s: made again from the set of iteration %d", error, position.best_iteration)
+        _log.warning("%s: made again from the set of iteration %d", error, iteration)
     try:
-        same = workdir / "distilled" / f"step_{position.best_iteration}.safetensors"
-        synthetic.load(same).save(best)
+        synthetic.load(workdir / "distilled" / f"step_{iteration}.safetensors").save(best)
     except UserError as error:
         raise UserError(
-            f"{error}, and neither can best_on_test: remove {workdir / 'checkpoints'} to distil "
-            "again from the start"
+            f"{error}, and neither can {name}: remove {workdir / 'checkpoints'} to distil again "
+            "from the start"
         ) from error

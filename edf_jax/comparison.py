@@ -63,7 +63,8 @@ class Row:
 
     Attributes:
         label: what is compared.
-        last: after the last iteration; of real images, theirs.
+        last: of the set that `distill.select` says, by default after the last iteration; of real
+            images, theirs.
         best: the best on test data of each run; None for real images.
         average: of FTD's moving average.
         seconds: of distilling and evaluating, a run's mean; without the experts.
@@ -131,7 +132,7 @@ def gather(plan: Plan) -> list[Row]:
 
 def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
     results = [_result(cell) for cell in cells]
-    kind = cells[0].baseline or "distilled"
+    kind = cells[0].baseline or results[0].get("selected", "distilled")
     trainers = {
         plan.experts[identity]
         for identity, cell in plan.cells.items()

@@ -246,6 +246,11 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             f"cam.weights is given, but cam.network={flat['cam.network']} doesn't read it: "
             "set cam.network=imported or leave cam.weights out"
         )
+    if flat["distill.select"] == "heldout" and not flat["data.held_out"]:
+        raise UserError(
+            "distill.select=heldout chooses by held-out training images, and there are none: set "
+            "data.held_out, such as 0.1"
+        )
     if flat["distill.trajectories"] % flat["parallel.trajectory"]:
         raise UserError(
             f"parallel.trajectory={flat['parallel.trajectory']} must divide "

@@ -149,8 +149,8 @@ def distill(
         if state.average is not None:
             averaged = dataclasses.replace(now, images=np.asarray(state.average))
             averaged.save(workdir / "distilled" / "average.safetensors")
-        if _evaluate(now, averaged, it, evaluate, metrics, position):
-            now.save(workdir / "distilled" / "best_on_test.safetensors")
+        for name in _evaluate(now, averaged, it, evaluate, metrics, position):
+            now.save(workdir / "distilled" / f"{name}.safetensors")
 
     def settle(behind: int = 0) -> None:
         """Writes the rows of all iterations but the last `behind`."""
@@ -329,8 +329,8 @@ def _evaluate(
     evaluate,
     metrics: MetricsWriter,
     position: Position,
-) -> bool:
-    """Writes an evaluation's row; returns whether the set is the best so far."""
+) -> list[str]:
+    """Writes an evaluation's row; returns what the set is the best of so far."""
     result = evaluate(now, it)
     beside = {}
     if averaged is not None:
@@ -339,6 +339,10 @@ def _evaluate(
             "average_accuracy_mean": of_average.mean,
             "average_accuracy_std": of_average.std,
         }
+    held_out = float(np.mean(result.held_out)) if result.held_out else -math.inf
+    if result.held_out:
+        beside["held_out_accuracy_mean"] = held_out
+        beside["held_out_accuracy_std"] = float(np.std(result.held_out))
     metrics.write(
         it,
         "evaluate",
@@ -348,7 +352,11 @@ def _evaluate(
         num_images=result.num_images,
         **beside,
     )
-    better = result.mean > position.best
-    if better:
+    better = []
+    if result.mean > position.best:
         position.best, position.best_iteration = result.mean, it
+        better.append("best_on_test")
+    if held_out > position.best_held_out:
+        position.best_held_out, position.best_held_out_iteration = held_out, it
+        better.append("best_on_held_out")
     return better

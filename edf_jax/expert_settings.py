@@ -19,6 +19,7 @@ _FREE = (
     "data.on_device",
     "data.cache_dir",
     "data.path",
+    "data.held_out",  # in the dataset's fingerprint
     "experts.dir",
     "experts.share",
     "experts.num",

@@ -55,10 +55,15 @@ def describe(distilled: DistilledSet, result: Mapping[str, Any]) -> dict[str, An
     pixels = as_uint8(distilled.pixels)
     error = np.asarray(normalisation.apply(pixels)) - distilled.images
     accuracy = {}
-    for kind in ("distilled", "best_on_test"):
+    chosen = {
+        "distilled": "the last",
+        "best_on_held_out": "on held-out training images",
+        "best_on_test": "on test images",
+    }
+    for kind, how in chosen.items():
         if result.get(f"{kind}_step") == distilled.step:
             fields = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
-            accuracy = {**fields, "chosen": "the last" if kind == "distilled" else "on test images"}
+            accuracy = {**fields, "chosen": how}
             break
     references = {k: result[k] for k in ("random_mean", "random_std", "full_mean") if k in result}
     return {

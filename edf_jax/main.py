@@ -127,7 +127,7 @@ def _print_result(result: dict) -> None:
     from edf_jax.run_table import result_table
 
     print(result_table(result), file=sys.stderr)
-    keys = ("random", "distilled", "best_on_test", "full")
+    keys = ("random", "distilled", "best_on_held_out", "best_on_test", "full")
     figures = {
         f"{k}_{f}": round(result[f"{k}_{f}"], 3)
         for k in keys

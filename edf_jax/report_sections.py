@@ -50,7 +50,8 @@ def results(run: RunFiles) -> str:
 
 
 def _lead(result: dict[str, Any]) -> str:
-    distilled, random = result.get("distilled_mean"), result.get("random_mean")
+    distilled = result.get(f"{result.get('selected', 'distilled')}_mean")
+    random = result.get("random_mean")
     if distilled is None or random is None:
         return ""
     text = (
@@ -64,7 +65,7 @@ def _lead(result: dict[str, Any]) -> str:
 
 
 def _result_table(result: dict[str, Any]) -> str:
-    selected = {"test": "best_on_test"}.get(result.get("select", "last"), "distilled")
+    selected = result.get("selected", "distilled")
     rows = [
         f"<tr{' class=headline' if row.kind == selected else ''}>"
         f'<td>{row.title}<span class="note">{escape(row.note)}</span></td>'

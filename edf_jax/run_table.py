@@ -64,6 +64,7 @@ _TITLES = {
     "real_soft": "Random real images, soft labels",
     "distilled": "Distilled, last",
     "average": "Distilled, moving average",
+    "best_on_held_out": "Distilled, best on held-out images",
     "best_on_test": "Distilled, best on test",
     "full": "All real data",
 }
@@ -145,8 +146,9 @@ def _own_note(kind: str, result: dict[str, Any]) -> str:
         return "after the last iteration" + ("" if step is None else f" ({step})")
     if kind == "average":
         return "of the images over all iterations (FTD)"
-    if kind == "best_on_test":
-        return "chosen on test data" + ("" if step is None else f", iteration {step}")
+    if kind in ("best_on_test", "best_on_held_out"):
+        chosen = "test" if kind == "best_on_test" else "held-out training"
+        return f"chosen on {chosen} data" + ("" if step is None else f", iteration {step}")
     return result.get("full_how", "what distillation aims at")
 
 

@@ -85,6 +85,9 @@ _DATA = {
     "data.resize": Key("squash", "how other shapes become square", _EDF, ("squash", "crop")),
     "data.antialias": Key(True, "antialiased bilinear resizing; False is the older codes'", _EDF),
     "data.cache_dir": Key("", "where prepared images lie; '' is the user's cache folder"),
+    "data.held_out": share(
+        0.0, "share of each class's training images that nothing is trained on, to choose sets by"
+    ),
     "data.workers": Key(0, "threads that decode or gather; 0 is one per core", at_least=0),
     "data.on_device": Key(
         AUTO,
@@ -251,7 +254,10 @@ _DISTILL = {
     "distill.eval_every": Key(500, "iterations between evaluations", _EDF, at_least=1),
     "distill.save_every": Key(100, "iterations between resumable checkpoints", at_least=1),
     "distill.select": Key(
-        "last", "the set that the result is about", choices=("last", "test", "heldout")
+        "last",
+        "the set that the result is about: the last, or that of the evaluation which was best on "
+        "test images or on held-out training images (data.held_out)",
+        choices=("last", "test", "heldout"),
     ),
 }
 

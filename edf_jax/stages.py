@@ -278,11 +278,13 @@ def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
         return None
     try:
         last = synthetic.load(folder / "last.safetensors")
-        best = synthetic.load(folder / "best_on_test.safetensors")
+        best = [synthetic.load(folder / "best_on_test.safetensors")]
+        if config.data.held_out:
+            best.append(synthetic.load(folder / "best_on_held_out.safetensors"))
     except UserError as error:
         _log.warning("%s: made again from the last checkpoint", error)
         return None
-    for found in (last, best):
+    for found in (last, *best):
         check_same(folder, found.config, config)
     return last if last.step == config.distill.iterations else None
 

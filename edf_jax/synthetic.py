@@ -90,7 +90,8 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """Reads a distilled set that `DistilledSet.save` wrote.
 
     Args:
-        path: a `.safetensors` file, or a run's folder (its `distilled/last.safetensors`).
+        path: a `.safetensors` file, or a run's folder: the set that the run's `distill.select`
+            says, by default `distilled/last.safetensors`.
 
     Raises:
         UserError: there is no such file, or it isn't a distilled set.
@@ -98,10 +99,20 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "distilled" / "last.safetensors"
+        path = path / "distilled" / f"{_selected(path)}.safetensors"
     if not path.exists():
         raise UserError(f"there is no distilled set at {path}")
     return unpacked(*load_tensors(path, _FORMAT))
+
+
+def _selected(workdir: pathlib.Path) -> str:
+    """The name of the set that a run's config says it is about."""
+    try:
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        selected = config["distill"]["select"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "last"
+    return {"test": "best_on_test", "heldout": "best_on_held_out"}.get(selected, "last")
 
 
 def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:

@@ -30,6 +30,7 @@ def data_config(**changes) -> SimpleNamespace:
         "difficulty": 0.5,
         "composites": 1,
         "test_composites": 1,
+        "held_out": 0.0,
     }
     assert changes.keys() <= usual.keys()
     return SimpleNamespace(**usual | {k: str(v) if k == "path" else v for k, v in changes.items()})

@@ -125,6 +125,7 @@ class Accuracy:
     std: float = 0.0
     values: tuple[float, ...] = (0.0,)
     num_images: int = 1
+    held_out: tuple[float, ...] = ()
 
 
 def evaluate(distilled: DistilledSet, iteration: int) -> Accuracy:

@@ -47,8 +47,17 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Real images, split into training and test."""
+    """Real images, split into training and test.
+
+    Attributes:
+        train: what experts and sets are made of.
+        test: what results are measured on.
+        info: what it is.
+        held_out: training images that nothing is trained on (`data.held_out`); None where none
+            are set aside.
+    """
 
     train: Split
     test: Split
     info: DatasetInfo
+    held_out: Split | None = None

@@ -69,6 +69,15 @@ def describe_dataset(data_config) -> DatasetPlan:
     Raises:
         UserError: impossible settings; or the data is not there and nothing was published about it.
     """
+    plan = _describe_everything(data_config)
+    if not data_config.held_out:
+        return plan
+    held = round(data_config.held_out * plan.num_train)
+    # By class it may be a few images more or less.
+    return dataclasses.replace(plan, num_train=plan.num_train - held, counts="approximate")
+
+
+def _describe_everything(data_config) -> DatasetPlan:
     check_settings(data_config)
     if data_config.source == "cluttered_digits":
         return _describe_cluttered_digits(data_config)

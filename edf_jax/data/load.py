@@ -13,6 +13,7 @@ from edf_jax.data import arrays, cluttered_digits, folder, tfds
 from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.dataset import Dataset, DatasetInfo, Split
 from edf_jax.data.decode import ImageSettings
+from edf_jax.data.held_out import hold_out
 from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
 from edf_jax.data.preprocess import prepare, split_key, write_atomically
 from edf_jax.data.sources import Listing, MissingData, Source, digest_of
@@ -37,7 +38,8 @@ def load_dataset(data_config, *, progress: Callable[[int, int], None] | None = N
 
     Args:
         data_config: an object with the attributes of `config.data`: source, name, path, subset,
-          class_list, resolution (0: the images' own), zca, resize, antialias, cache_dir, workers;
+          class_list, resolution (0: the images' own), zca, resize, antialias, cache_dir, workers,
+          held_out;
           for the cluttered digits seed, difficulty, composites and test_composites.
         progress: called with (images done, images in all).
 
@@ -45,8 +47,15 @@ def load_dataset(data_config, *, progress: Callable[[int, int], None] | None = N
         UserError: the data is not there or not usable; the message says what to do.
     """
     check_settings(data_config)
+    share = data_config.held_out
     if data_config.source == "cluttered_digits":
-        return _load_cluttered_digits(data_config, progress)
+        digits = _load_cluttered_digits(data_config, progress)
+        return hold_out(digits, share, copies=data_config.composites) if share else digits
+    dataset = _load_source(data_config, progress)
+    return hold_out(dataset, share) if share else dataset
+
+
+def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Dataset:
     cache_dir = find_cache_dir(data_config)
     source = open_source(data_config, cache_dir)
     settings = ImageSettings(

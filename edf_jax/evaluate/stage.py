@@ -58,16 +58,29 @@ def make_evaluator(config, dataset: Dataset, *, epochs: int) -> Evaluator:
 
 
 def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuracies]:
-    """The evaluation during distillation: `(set, iteration) -> Accuracies`."""
+    """The evaluation during distillation: `(set, iteration) -> Accuracies`.
+
+    The same networks are tested on held-out images too, where there are any.
+    """
     options = config.evaluate
     evaluator = make_evaluator(config, dataset, epochs=options.during_epochs or options.epochs)
     key = randomness.stream(config.seed, "periodic evaluation")
+    held_out = dataset.held_out
+    if held_out is not None:
+        normalisation, choice = dataset.info.normalisation, config.data.on_device
+        held_images, _ = place(held_out.images, normalisation, choice)
+        held_labels = jnp.asarray(held_out.labels)
 
     def evaluate(distilled: DistilledSet, iteration: int) -> Accuracies:
         del iteration  # The same networks every time, so that only the images make a difference.
-        return evaluator(
-            distilled.images, distilled.labels, distilled.alpha, key, num=options.during_num
-        )
+        rates = jnp.full(options.during_num, distilled.alpha)
+        images = jnp.asarray(distilled.images)
+        states = evaluator.train(images, distilled.labels, rates, key)
+        found = evaluator.test(states)
+        if held_out is None:
+            return found
+        beside = evaluator.test(states, held_images, held_labels)
+        return dataclasses.replace(found, held_out=beside.values)
 
     return evaluate
 
@@ -197,7 +210,7 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> _Sets:
         return {"distilled": (subjects.read(config.evaluate.distilled, dataset.info), None)}
     folder = workdir / "distilled"
     sets: _Sets = {}
-    for kind in ("last", "average", "best_on_test"):
+    for kind in ("last", "average", "best_on_test", "best_on_held_out"):
         path = folder / f"{kind}.safetensors"
 
         def read(path=path, needed=kind == "last") -> synthetic.DistilledSet | None:
@@ -331,6 +344,10 @@ def _check_full(config, expert_accuracies: Sequence[float]) -> None:
         )
 
 
+# By `distill.select`.
+_SELECTED = {"last": "distilled", "test": "best_on_test", "heldout": "best_on_held_out"}
+
+
 def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any]]) -> dict:
     """`result.json`'s figures of all rows."""
     options = config.evaluate
@@ -348,8 +365,9 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
         "num_eval": options.num,
         "num_test_images": len(bench.dataset.test.labels),
     }
-    if "best_on_test" not in by_kind and not options.distilled:
-        by_kind["best_on_test"] = by_kind["distilled"]
+    if not options.distilled:
+        by_kind.setdefault("best_on_test", by_kind["distilled"])
+        result["selected"] = _SELECTED[config.distill.select]
     for kind, row in by_kind.items():
         result |= _named(kind, row)
     if options.protocol != "plain":

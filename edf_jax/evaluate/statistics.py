@@ -18,11 +18,13 @@ class Accuracies:
         values: one a network.
         num_images: how many images they were tested on.
         after_last_epoch: one a network, where `values` are the best of several epochs.
+        held_out: one a network, on held-out training images where there are any.
     """
 
     values: tuple[float, ...]
     num_images: int
     after_last_epoch: tuple[float, ...] | None = None
+    held_out: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:

@@ -15,7 +15,7 @@ Data: the four idx files (Debian's package dataset-fashion-mnist is found by its
 Measured: docs/results.md; --dry_run prints the memory that each stage needs.
 
 Published accuracy of other methods (%, width 128) at IPC 1, 10, 50: DC 70.5, 82.3, 83.6;
-DSA 70.6, 84.6, 88.7. Ours is to be above.
+DSA 70.6, 84.6, 88.7.
 """
 
 from edf_jax import published

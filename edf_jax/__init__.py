@@ -1,10 +1,13 @@
 """Dataset distillation by trajectory matching, in JAX.
 
-`edf_jax.load(path)` reads a distilled set. Importing the package alone imports nothing else.
+`edf_jax.load(path)` reads a distilled set. Importing the package alone imports nothing else; its
+modules are there when they are asked for (`edf_jax.matching.matching_gradient`).
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ def __getattr__(name: str) -> Any:
         from edf_jax import synthetic
 
         return getattr(synthetic, name)
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module 'edf_jax' has no attribute {name!r}")
 
 

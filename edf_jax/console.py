@@ -7,11 +7,13 @@ run is lost; 130 interrupted by Ctrl-C.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from edf_jax.errors import UserError
 
@@ -72,6 +74,13 @@ def _end(name: str, message: str, status: int) -> int:
         name += f", {hosts.process_name()}"
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command's flags; a wrong one is a `UserError`, and so ends in a line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
 
 
 def speak_in_lines() -> None:

@@ -20,7 +20,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from edf_jax import console
 from edf_jax.errors import UserError
@@ -49,6 +49,10 @@ def _import_set(options: argparse.Namespace) -> str:
 
     if pathlib.Path(options.to).suffix != ".safetensors":
         raise UserError(f"--to={options.to}: give a file that ends in .safetensors")
+    if not (pathlib.Path(options.source) / "images_best.pt").is_file():
+        raise UserError(
+            f"{options.source} is no folder with images_best.pt, labels_best.pt and lr_best.pt"
+        )
     description = None
     if options.dataset:
         description = distilled.describe_dataset(options.dataset)
@@ -116,13 +120,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> console.Parser:
+    parser = console.Parser(
         prog="python -m edf_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from edf_jax import console, export_formats, export_huggingface, synthetic
 from edf_jax.errors import UserError
@@ -83,7 +83,7 @@ def export(
 
 
 def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> pathlib.Path:
-    """Exports a run's last set, or the set in a `.safetensors` file.
+    """Exports the set that a run is about, or the set in a `.safetensors` file.
 
     Args:
         run: a run's folder, or one of the files in its `distilled/`.
@@ -139,19 +139,16 @@ def _remove(path: pathlib.Path) -> None:
             path.unlink()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         prog="python -m edf_jax.export",
         description="Writes a run's distilled set for other tools.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--run", required=True, help="a run's folder (its last set), or a .safetensors file of it"
+        "--run",
+        required=True,
+        help="a run's folder (the set that its distill.select names), or a .safetensors file of it",
     )
     parser.add_argument("--to", required=True, choices=FORMATS, help="the form")
     parser.add_argument("--out", default="", help="where (default: exported/ in the run's folder)")

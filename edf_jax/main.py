@@ -109,8 +109,11 @@ def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
     Returns:
         The plan's warnings.
     """
-    from edf_jax import parallel, plan, stages
+    from edf_jax import metrics, parallel, plan, stages
     from edf_jax.data import describe_dataset
+
+    if config.log.wandb_project:
+        metrics.import_wandb()
 
     parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
     data = describe_dataset(config.data)

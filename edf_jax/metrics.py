@@ -319,7 +319,12 @@ def _plain(value: Any) -> bool | int | float | str | None:
     return None if isinstance(scalar, float) and not math.isfinite(scalar) else scalar
 
 
-def _start_wandb(workdir: Path, project: str, config: dict[str, Any] | None):
+def import_wandb():
+    """Weights & Biases.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
@@ -327,6 +332,11 @@ def _start_wandb(workdir: Path, project: str, config: dict[str, Any] | None):
             "log.wandb_project is set but wandb is not installed: "
             "pip install 'edf_jax[wandb]', or leave the key empty."
         ) from error
+    return wandb
+
+
+def _start_wandb(workdir: Path, project: str, config: dict[str, Any] | None):
+    wandb = import_wandb()
     id_file = workdir / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4) + "\n")

@@ -295,7 +295,7 @@ def _data_lines(plan: Plan) -> list[str]:
     if plan.config.data.zca:
         side = height * width * channels
         lines.append(f"whitened: a matrix of {_size(4 * side * side)}")
-    lines.append(f"there: {data.location}" if data.available else f"not there: {data.advice}")
+    lines.append(f"found: {data.location}" if data.available else f"not there: {data.advice}")
     return lines
 
 
@@ -367,6 +367,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     device = plan.device
     there = f"has {_size(device.memory)}" if device.memory else "doesn't say how much it has"
     several = f"each of {device.count} x " if device.count > 1 else ""
+    if device.kind == "cpu":
+        lines.append("these are arrays; Python and compiled programs take about 1 GiB beside them")
     return [*lines, f"{several}{device.kind} {there}"]
 
 

@@ -9,7 +9,6 @@ A comparison's folder (`edf_jax.compare`) shows its table, made again from its r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax import comparison, figures, report_sections, run_table
+from edf_jax import comparison, console, figures, report_sections, run_table
 from edf_jax.errors import UserError
 from edf_jax.run_files import RunFiles, open_run, write_file
 
@@ -161,16 +160,17 @@ def _variables() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: one run writes its report, several make one table."""
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="python -m edf_jax.report",
         description="One run: writes its report.html. Several: one table over them, in Markdown.",
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its --workdir)")
     parser.add_argument("--table", action="store_true", help="a table, even of one run")
     parser.add_argument("--csv", action="store_true", help="a table as comma-separated values")
-    options = parser.parse_args(arguments)
-    first = Path(options.runs[0])
     try:
+        options = parser.parse_args(arguments)
+        first = Path(options.runs[0])
         one = len(options.runs) == 1 and not (options.csv or options.table)
         if one and not comparison.is_comparison(first):
             print(write_report(options.runs[0]))

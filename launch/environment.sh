@@ -41,6 +41,31 @@ make_environment() {
   fi
 }
 
+# NVIDIA GPUs that this machine shows.
+count_gpus() {
+  if command -v nvidia-smi >/dev/null; then nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true; else echo 0; fi
+}
+
+# The extra for NVIDIA GPUs: the CUDA that .venv has already, since JAX starts with one alone, else the
+# newest that this machine's driver runs.
+cuda_extra() {
+  local version driver
+  for version in 12 13; do
+    if [ -n "$(find .venv/lib -maxdepth 3 -name "jax_cuda${version}_plugin" -print -quit 2>/dev/null)" ]; then
+      echo "cuda$version"
+      return
+    fi
+  done
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+  driver=${driver%%.*}
+  if [[ "$driver" =~ ^[0-9]+$ ]] && [ "$driver" -ge 580 ]; then echo cuda13; else echo cuda12; fi
+}
+
+# install_for_gpus [N]: with CUDA for N GPUs, those of this machine unless told; without for none.
+install_for_gpus() {
+  if [ "${1:-$(count_gpus)}" -gt 0 ]; then install_project "$(cuda_extra)"; else install_project; fi
+}
+
 # install_project [EXTRA...]: edf_jax and those extras, unless they are there for this pyproject.toml.
 install_project() {
   local wanted stamp extras missing=""

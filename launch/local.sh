@@ -27,22 +27,18 @@ done
 if [ -z "$config" ]; then echo "$usage" >&2; exit 2; fi
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-here=0
-if command -v nvidia-smi >/dev/null; then here=$(nvidia-smi -L | grep -c '^GPU ' || true); fi
+here=$(count_gpus)
 gpus=${gpus:-$here}
 if ! [[ "$gpus" =~ ^[0-9]+$ ]] || [ "$gpus" -gt "$here" ]; then
   echo "local.sh: --gpus=$gpus, but this machine has $here NVIDIA GPUs" >&2
   exit 2
 fi
-extras=()
 if [ "$gpus" -gt 0 ]; then
-  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)
-  if [ "${driver%%.*}" -ge 580 ]; then extras=(cuda13); else extras=(cuda12); fi
   # The first N, unless the user has chosen.
   CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}
   export CUDA_VISIBLE_DEVICES
 fi
 make_environment
-install_project ${extras[@]+"${extras[@]}"}
+install_for_gpus "$gpus"
 if [ "$gpus" -gt 1 ] && [ -z "$parallel" ]; then flags+=("--config.parallel.data=$gpus"); fi
 exec "$venv_python" -m edf_jax.main --config="$config" ${flags[@]+"${flags[@]}"}

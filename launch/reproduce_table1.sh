@@ -5,5 +5,5 @@ set -euo pipefail
 case "${1:-}" in /* | -* | "") folder=() ;; *) folder=("$(realpath -m "$1")"); shift ;; esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment
-install_project
+install_for_gpus
 exec "$venv_python" -m benchmarks.table1 ${folder[@]+"${folder[@]}"} "$@"

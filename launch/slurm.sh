@@ -48,9 +48,7 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ -z "$dry" ]; then
   make_environment
-  extras=()
-  if [ "$gpus" -gt 0 ]; then extras=(cuda12); fi
-  install_project "${extras[@]}"
+  install_for_gpus "$gpus"
 fi
 store=${store:-$(dirname "$workdir")/experts}
 workdir=${workdir%/}

@@ -31,7 +31,7 @@ done
 
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment
-install_project
+install_for_gpus
 IFS=, read -r -a configs <<<"$configs"
 IFS=, read -r -a variants <<<"$variants"
 done_runs=() failed=()

@@ -7,7 +7,8 @@ hosts, installs it there, runs, and copies the run back to runs/. Run again, it 
 as the VM has its disk.
 
   --type=TYPE       accelerator type (default v4-8); several hosts find each other
-  --version=IMAGE   software version (default tpu-ubuntu2204-base)
+  --version=IMAGE   software version (default by type: v2-alpha-tpuv5-lite for v5litepod,
+                    v2-alpha-tpuv5 for v5p, v2-alpha-tpuv6e for v6e, else tpu-ubuntu2204-base)
   --gcloud=FLAGS    more flags for making the VM, such as --gcloud="--spot --data-disk=..."
   --delete          delete the VM after the run is copied back
   --dry_run         print the commands, run none
@@ -17,7 +18,7 @@ as the VM has its disk.
 
 The workdir is on the first host; the images must be there under the same path on every host.'
 
-name="" zone="" type=v4-8 version=tpu-ubuntu2204-base more="" delete="" dry="" config="" workdir=""
+name="" zone="" type=v4-8 version="" more="" delete="" dry="" config="" workdir=""
 flags=()
 for argument in "$@"; do
   value=${argument#*=}
@@ -40,6 +41,14 @@ done
 if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$config" ]; then echo "$usage" >&2; exit 2; fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "$version" ]; then
+  case "$type" in
+    v5litepod*) version=v2-alpha-tpuv5-lite ;;
+    v5p*) version=v2-alpha-tpuv5 ;;
+    v6e*) version=v2-alpha-tpuv6e ;;
+    *) version=tpu-ubuntu2204-base ;;
+  esac
+fi
 workdir=${workdir:-runs/$(basename "${config%%.py*}")-tpu}
 vm=(gcloud compute tpus tpu-vm)
 read -r -a given <<<"$more"
@@ -62,8 +71,12 @@ archive=edf_jax.tar.gz
 # What git knows, with the changes that are not committed.
 git ls-files -z | tar -czf "$package/$archive" --null --ignore-failed-read -T - 2>/dev/null
 do_it "${vm[@]}" scp "$package/$archive" "$name:$archive" "--zone=$zone" --worker=all
+# The images' own Python may be older than 3.11.
+new_enough="python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'"
+make_venv="if $new_enough 2>/dev/null; then python3 -m venv .venv; else\
+ python3 -m pip install -q --user uv && python3 -m uv venv -q --seed --python 3.12 .venv; fi"
 on_hosts all "mkdir -p edf_jax && tar -xzf $archive -C edf_jax && cd edf_jax &&\
- { [ -d .venv ] || python3 -m venv .venv; } && .venv/bin/pip install -q -e '.[tpu]'"
+ { [ -x .venv/bin/pip ] || { $make_venv; }; } && .venv/bin/pip install -q -e '.[tpu]'"
 status=0
 on_hosts all "cd edf_jax && .venv/bin/python -m edf_jax.main --distributed\
  $(printf '%q ' "--config=$config" "--workdir=$workdir" "${flags[@]}")" || status=$?

@@ -351,6 +351,7 @@ def test_missing_and_truncated_files_of_a_set_are_named(tmp_path, capsys):
     assert "distilled_set.json is damaged" in _refused(
         capsys, "import-set", tmp_path / "logged", to
     )
+    assert "is no folder with images_best.pt" in _refused(capsys, "import-set", path, to)
 
 
 def test_a_missing_pytorch_is_named_with_its_remedy(tmp_path, capsys, monkeypatch):

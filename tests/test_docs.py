@@ -41,7 +41,7 @@ def _prose(path: pathlib.Path) -> str:
 def _section(path: pathlib.Path, title: str) -> str:
     """The Python block of a section."""
     text = path.read_text("utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    return _FENCE.search(text)[2]
+    return next(block[2] for block in _FENCE.finditer(text) if block[1] == "python")
 
 
 def _slug(heading: str) -> str:
@@ -209,6 +209,13 @@ def test_ten_lines_of_jax_train_from_the_export(exported):
     targets = jax.nn.softmax(exported.labels)
     entropy = -float((targets * np.log(targets)).sum(axis=1).mean())
     assert entropy <= names["loss"](names["state"].params) < entropy + 0.05
+
+
+def test_what_a_section_reads_is_exported_by_the_page_before_it():
+    text = _PAGE.read_text("utf-8")
+    for form in ("npz", "torch", "huggingface", "tfds"):
+        said = text.index(f"edf_jax.export --run=runs/demo --to={form}\n")
+        assert said < text.index(f"exported/{'distilled.npz' if form == 'npz' else form}\"")
 
 
 def test_test_images_are_normalised_like_the_set(exported):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import extending, main, parts
+from edf_jax import extending, main, parts, plan
 from edf_jax.cells import make_plan, names_of
 from edf_jax.config import METHODS, SCHEMA, default_config, resolve
-from edf_jax.data import load
+from edf_jax.data import describe_dataset, load
 from edf_jax.models import network_names, registry
 from edf_jax.synthetic import load as load_set
 
@@ -77,6 +77,14 @@ def _parsed(argv):
     return main.parse(argv, main._define_flags).config
 
 
+@pytest.mark.parametrize("name", ["band.py", "allconv.py", "stripes.py"])
+def test_an_example_as_it_stands_is_a_small_run_without_a_warning(example, name):
+    config = resolve(_parsed(example(name)[:2]))
+    planned = plan.make_plan(config, describe_dataset(config.data))
+    assert planned.warnings == ()
+    assert config.experts.num * config.experts.epochs <= 64 and config.distill.iterations <= 80
+
+
 def test_a_method_is_a_function_and_a_name(example, tmp_path):
     argv = example("band.py")
     assert main.main([*argv, "--stage=distill"]) == 0
@@ -92,10 +100,10 @@ def test_a_method_is_a_function_and_a_name(example, tmp_path):
 
 def test_a_comparison_knows_the_method_and_shares_the_experts(example, tmp_path):
     config = _parsed(example("band.py"))
-    plan = make_plan(config, (), names_of("datm,edf,band", ""), 1, tmp_path)
-    assert [cell.kind for cell in plan.cells.values()].count("experts") == 1
-    (band,) = plan.rows["band"]
-    assert plan.cells[band].config.distill.loss_mask == "middle_band"
+    table = make_plan(config, (), names_of("datm,edf,band", ""), 1, tmp_path)
+    assert [cell.kind for cell in table.cells.values()].count("experts") == 1
+    (band,) = table.rows["band"]
+    assert table.cells[band].config.distill.loss_mask == "middle_band"
 
 
 def test_a_network_is_a_body_and_a_head(example, tmp_path):

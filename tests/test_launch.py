@@ -115,6 +115,21 @@ def test_local_takes_some_gpus_split_as_one_says(machine):
     assert machine.launch("local.sh", "--gpus=4", _CONFIG).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("driver", "there", "extra"),
+    [("550.54", "", "cuda12"), ("580.10", "", "cuda13"), ("580.10", "jax_cuda12_plugin", "cuda12"),
+     ("550.54", "jax_cuda13_plugin", "cuda13"), ("none", "", "cuda12")],
+)  # fmt: skip
+def test_the_environment_keeps_to_one_cuda(machine, driver, there, extra):
+    machine.add("nvidia-smi", f"#!/usr/bin/env bash\necho {driver}")
+    checkout = machine.folder / "checkout"
+    (checkout / "launch").mkdir(parents=True)
+    shutil.copy(_LAUNCH / "environment.sh", checkout / "launch")
+    (checkout / ".venv/lib/python3.12/site-packages" / there).mkdir(parents=True)
+    found = machine.run(["bash", "-euc", f"source {checkout}/launch/environment.sh; cuda_extra"])
+    assert found.stdout == f"{extra}\n", found.stderr
+
+
 def test_local_without_gpus_runs_on_the_cpu(machine):
     machine.add("nvidia-smi", "#!/usr/bin/env bash\nexit 9\n")
     assert machine.launch("local.sh", _CONFIG, "--dry_run").returncode == 0
@@ -184,7 +199,7 @@ def test_tpu_vm_makes_installs_runs_copies_and_deletes(machine):
         '#!/usr/bin/env bash\necho "$*" | tr "\\n" " " >>"$CALLS"; echo >>"$CALLS"\n'
         '[ "$4" != describe ]\n',
     )
-    flags = ["--name=edf", "--zone=z", "--type=v5e-16", "--gcloud=--spot", "--delete"]
+    flags = ["--name=edf", "--zone=z", "--type=v5litepod-16", "--gcloud=--spot", "--delete"]
     workdir = machine.folder / "runs" / "x"
     done = machine.launch("tpu_vm.sh", *flags, _CONFIG, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
@@ -194,8 +209,11 @@ def test_tpu_vm_makes_installs_runs_copies_and_deletes(machine):
     for verb, call in zip(verbs, calls):
         assert call.startswith(f"compute tpus tpu-vm {verb} ") and "--zone=z" in call
     _, create, copy, install, run, back, _ = calls
-    assert "--accelerator-type=v5e-16" in create and "--spot" in create
+    assert "--accelerator-type=v5litepod-16" in create and "--spot" in create
     assert all("--worker=all" in call for call in (copy, install, run))
+    assert "--version=v2-alpha-tpuv5-lite" in create
+    # The image's own Python may be too old.
+    assert "uv venv -q --seed --python 3.12" in install
     assert "pip install" in install and "[tpu]" in install
     assert f"-m edf_jax.main --distributed --config={_CONFIG} --workdir={workdir}" in run
     assert "--worker=0" in back

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -40,6 +41,14 @@ def test_help_says_how_and_ends_well(capsys):
         assert main(["edf_jax", flag]) == 0
         out = capsys.readouterr().out
         assert "--config=" in out and "75 stopped by SIGTERM" in out
+
+
+def test_a_missing_wandb_is_told_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert _main(tmp_path / "run", log__wandb_project="mine") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install 'edf_jax[wandb]'" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_ends_in_a_line_for_programs_and_again_at_once(whole, capsys):

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from edf_jax import console
 from edf_jax.comp_dd import find_comp_dd
@@ -47,13 +47,8 @@ _PLAIN_MODEL = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = console.Parser(
         prog="python -m edf_jax.comp_dd.evaluate", description=_DESCRIPTION, allow_abbrev=False
     )
 

@@ -41,6 +41,9 @@ _NAMES = [
     "ViT",
 ]
 
+# What an unknown name is told of.
+_USUAL = ("ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18", "ViT")
+
 # The values of the field's command lines, by the option that takes them.
 _ALIASES = {
     "norm": {
@@ -363,8 +366,11 @@ def _parse(name: str) -> tuple[_Family, dict[str, Any]]:
             return family, settings
     by_bare = {_bare(known): known for known in _NAMES}
     near = difflib.get_close_matches(_bare(name), by_bare, n=3, cutoff=0.5)
-    hint = ", ".join(by_bare[match] for match in near) or "one of " + ", ".join(_NAMES)
-    raise UserError(f"unknown network {name!r}: did you mean {hint}?")
+    if near:
+        hint = f"did you mean {', '.join(by_bare[match] for match in near)}?"
+    else:
+        hint = f"there are {', '.join(_USUAL)} and others (edf_jax.models.network_names())"
+    raise UserError(f"unknown network {name!r}: {hint}")
 
 
 def _checked(name: str, option: str, value: Any) -> Any:

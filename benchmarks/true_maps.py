@@ -4,8 +4,9 @@
 
 What DAE could bring at best: for each run of EDF in a comparison the same run again with a
 `cam.method` of its own, whose maps are 1 where the digit covers the first image and 0 elsewhere.
-The composites are made here, so the places are known. The same command continues. The last line is
-TRUE_MAPS {json}.
+The composites are made here, so the places are known. The workdir becomes a comparison of one row,
+and what it gains over the rows of the first, seed by seed, is printed. The same command continues.
+The last line is TRUE_MAPS {json}.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.scene_maps import digit_opacity, finished_run
 from edf_jax import comparison, console, devices, extending, preemption, stages
+from edf_jax.cells import Cell, Plan
 from edf_jax.config import resolve
 from edf_jax.data import load_dataset
 from edf_jax.errors import UserError
 from edf_jax.run import Run
 
 METHOD = "true_maps"
+_LABEL = "edf, true maps"
 
 
 def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict[str, Any]:
@@ -56,6 +58,28 @@ def run_again(source: pathlib.Path, workdir: pathlib.Path, command: str) -> dict
         return stages.run_stages(run, "evaluate") or {}
 
 
+def compare_with(source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
+    """Writes the runs of `workdir` as a comparison of one row; what it gains over `source`'s rows.
+
+    Args:
+        source: the comparison whose runs of EDF were made again.
+        workdir: with the new runs of the same seeds.
+
+    Returns:
+        By label, the mean gain over seeds in percentage points and its 95% interval.
+    """
+    title, rows = comparison.load(source)
+    cells = {
+        folder.name: Cell(f"{_LABEL}, {folder.name}", folder, None)
+        for folder in sorted((workdir / "cells").iterdir(), key=lambda path: int(path.name[5:]))
+    }
+    plan = Plan(title, {_LABEL: list(cells)}, cells, {})
+    comparison.save_plan(plan, workdir)
+    own = comparison.gather(plan)
+    comparison.write(plan, own, workdir)
+    return {row.label: comparison.gains([row, *own], row.label)[_LABEL] for row in rows}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.true_maps")
     parser.add_argument("comparison", type=pathlib.Path, help="a folder of edf_jax.compare")
@@ -64,22 +88,19 @@ def main() -> int:
     console.speak_in_lines()
 
     def work() -> int:
-        sources = sorted((options.comparison / "cells" / "edf").glob("seed_*"))
+        sources = list((options.comparison / "cells" / "edf").glob("seed_*"))
         if not sources:
             raise UserError(f"{options.comparison} has no runs of EDF")
         devices.set_up("float32", deterministic=False)
         command = "python -m benchmarks.true_maps " + shlex.join(sys.argv[1:])
-        means = {}
-        for source in sources:
-            found = run_again(source, options.workdir / source.name, command)
-            means[source.name] = found["distilled_mean"]
-        before = next(r for r in comparison.load(options.comparison)[1] if r.label == "edf")
-        figures = {
-            "runs": means,
-            "true_maps": round(float(np.mean(list(means.values()))), 2),
-            "grad_cam": round(before.last.mean, 2),
-        }
-        print("TRUE_MAPS " + json.dumps(figures), flush=True)
+        for source in sorted(sources, key=lambda path: int(path.name[5:])):
+            run_again(source, options.workdir / "cells" / source.name, command)
+        gains = compare_with(options.comparison, options.workdir)
+        print((options.workdir / "table.md").read_text(encoding="utf-8"))
+        for label, (mean, interval) in gains.items():
+            spread = "" if interval is None else " ({:+.1f} to {:+.1f})".format(*interval)
+            print(f"over {label}: {mean:+.1f}{spread}")
+        print("TRUE_MAPS " + json.dumps(gains), flush=True)
         return 0
 
     return console.exit_status(work, name="true_maps")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from benchmarks import complex_scenes, scene_maps, true_maps
 from configs.cluttered_digits import get_config
@@ -109,7 +110,7 @@ def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, monkeypatch):
     assert 0 < figures["dropped_share_of_loss"] < 0.25
     assert figures["movement_on_digit"] > 0
     # The same run with the digits' places for maps starts alike and goes elsewhere.
-    again = tmp_path / "true"
+    again = tmp_path / "true" / "cells" / "seed_0"
     # What it registers is taken away again.
     monkeypatch.setitem(SCHEMA, "cam.method", SCHEMA["cam.method"])
     monkeypatch.setitem(gradcam.METHODS, true_maps.METHOD, None)
@@ -118,3 +119,11 @@ def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, monkeypatch):
     np.testing.assert_array_equal(*(synthetic.load(path / first).images for path in (run, again)))
     images, others = (synthetic.load(path / last).images for path in (run, again))
     assert not np.array_equal(images, others)
+    table = {"title": "digits", "rows": {"edf": ["a"]}, "experts": {}}
+    cell = {"name": "edf", "folder": "cells/edf/seed_0", "kind": "method", "baseline": ""}
+    (tmp_path / "cmp" / "comparison.json").write_text(json.dumps({**table, "cells": {"a": cell}}))
+    assert main.main(["edf_jax.main", *arguments(run, **settings)]) == 0
+    ((gain, _),) = true_maps.compare_with(tmp_path / "cmp", tmp_path / "true").values()
+    before, after = (json.loads((w / "result.json").read_text()) for w in (run, again))
+    assert gain == pytest.approx(after["distilled_mean"] - before["distilled_mean"])
+    assert [row.label for row in comparison.load(tmp_path / "true")[1]] == ["edf, true maps"]

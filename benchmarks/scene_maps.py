@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edf_jax import console, distill, gradcam, losses, randomness
+from edf_jax.cam_network import choose_cam_network
 from edf_jax.config import default_config, flatten
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import training_opacity
@@ -29,7 +30,6 @@ from edf_jax.errors import UserError
 from edf_jax.experts import network_for, open_experts
 from edf_jax.iteration import Learnable, make_weight
 from edf_jax.run_files import open_run
-from edf_jax.stages import choose_cam_network
 from edf_jax.synthetic import DistilledSet
 
 _PAIRS = 8

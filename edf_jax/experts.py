@@ -343,6 +343,24 @@ def named_leaves(prefix: str, like: Any, arrays: Mapping[str, np.ndarray]) -> An
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def expert_after(
+    network: Network, store: TrajectoryStore, expert: int, epoch: int
+) -> tuple[jax.Array, Any]:
+    """An expert's `theta [P]` after an epoch, and its batch-norm statistics; {} without any.
+
+    Raises:
+        DamagedSnapshot: the store lacks it, or it isn't what was written.
+    """
+    theta = jnp.asarray(store.snapshot(expert, epoch))
+    if not network.has_batch_stats:
+        return theta, {}
+    _, like = jax.eval_shape(network.init, jax.random.key(0))
+    arrays = store.batch_stats(expert, epoch)
+    return theta, named_leaves(
+        "batch_stats", like, {f"batch_stats.{name}": array for name, array in arrays.items()}
+    )
+
+
 def _restore(store: TrajectoryStore, group: int, epoch: int, like) -> training.TrainState:
     theta, extra = store.read_group(group, epoch)
     return training.TrainState(

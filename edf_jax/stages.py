@@ -12,23 +12,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import hosts, preemption, randomness, storage, synthetic, training
+from edf_jax import hosts, preemption, randomness, storage, synthetic
+from edf_jax.cam_network import choose_cam_network, import_cam_network
 from edf_jax.config import check_against_data, flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, load_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill import CamNetwork, Learnable, distill, make_weight
 from edf_jax.errors import UserError
-from edf_jax.experts import named_leaves, network_for, open_experts, train_experts
+from edf_jax.experts import expert_after, network_for, open_experts, train_experts
+from edf_jax.initial_set import initialise
 from edf_jax.metrics import MetricsWriter, open_metrics
-from edf_jax.models import Network
 from edf_jax.progress import Progress
 from edf_jax.run import Run, check_same
 from edf_jax.run_files import activation_maps_are_there, save_activation_maps
-from edf_jax.streaming import make_classify, place
 from edf_jax.synthetic import DistilledSet
 from edf_jax.trajectories import DamagedSnapshot, TrajectoryStore
 
@@ -192,14 +191,13 @@ def real_networks(config, dataset: Dataset, store: TrajectoryStore) -> RealNetwo
     """The experts after their last epoch, as baselines use them."""
     from edf_jax.evaluate.bench import RealNetworks
 
-    network = network_for(config, dataset.info)
-    last = config.experts.epochs
-
-    def snapshot(expert: int) -> tuple[jax.Array, Any]:
-        batch_stats = _batch_stats(network, store, expert, last)
-        return jnp.asarray(store.snapshot(expert, last)), batch_stats
-
-    return RealNetworks(network, snapshot, config.experts.num, f"{config.experts.num} experts")
+    network, count = network_for(config, dataset.info), config.experts.num
+    return RealNetworks(
+        network,
+        lambda expert: expert_after(network, store, expert, config.experts.epochs),
+        count,
+        f"{count} experts",
+    )
 
 
 def distil(
@@ -298,7 +296,7 @@ def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
     if config.experts.dir and pathlib.Path(config.experts.dir).expanduser().is_file():
         raise UserError(f"experts.dir={config.experts.dir} is a file: give a folder")
     if config.cam.weights:
-        _imported_cam_network(config, info)
+        import_cam_network(config, info)
     if config.teacher.weights:
         from edf_jax.evaluate.teacher import import_teacher
 
@@ -310,132 +308,3 @@ def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
         normalisation = info.normalisation or IMAGENET
         normalised: Any = dataclasses.replace(info, normalisation=normalisation)
         subjects.read(config.evaluate.distilled, normalised)
-
-
-def _imported_cam_network(config, info: DatasetInfo | DatasetPlan) -> CamNetwork:
-    from edf_jax.models.pretrained import IMAGENET_CLASSES, load_cam_network
-
-    of_imagenet = info.imagenet_indices is not None
-    imported, theta, batch_stats = load_cam_network(
-        config.cam.weights,
-        image_shape=info.image_shape,
-        num_classes={info.num_classes, *([IMAGENET_CLASSES] if of_imagenet else [])},
-    )
-    own = jnp.arange(info.num_classes)
-    if imported.num_classes != info.num_classes:
-        own = jnp.asarray(info.imagenet_indices)
-    return CamNetwork(imported, theta, batch_stats, own, f"imported {imported.name}")
-
-
-def choose_cam_network(
-    config,
-    dataset: Dataset,
-    network: Network,
-    store: TrajectoryStore,
-    teacher: Callable[[], Teacher],
-) -> CamNetwork:
-    """The network whose activation maps weigh pixel gradients and are shown.
-
-    Imported weights where `cam.weights` is given, the teacher where `cam.network` is `trained`,
-    else the first expert's last snapshot.
-    """
-    if config.cam.weights:
-        return _imported_cam_network(config, dataset.info)
-    own = jnp.arange(dataset.info.num_classes)
-    if config.cam.network == "trained":
-        found = teacher()
-        if found.class_indices is not None:
-            own = jnp.asarray(found.class_indices)
-        return CamNetwork(found.network, found.theta, found.batch_stats, own, found.name)
-    last = config.experts.epochs
-    return CamNetwork(
-        network,
-        jnp.asarray(store.snapshot(0, last)),
-        _batch_stats(network, store, 0, last),
-        own,
-        f"the first expert ({network.name}) after epoch {last}",
-    )
-
-
-def _batch_stats(network: Network, store: TrajectoryStore, expert: int, epoch: int) -> Any:
-    """An expert's batch-norm statistics after an epoch; {} where it has none."""
-    if not network.has_batch_stats:
-        return {}
-    _, like = jax.eval_shape(network.init, jax.random.key(0))
-    arrays = store.batch_stats(expert, epoch)
-    return named_leaves("batch_stats", like, {f"batch_stats.{k}": v for k, v in arrays.items()})
-
-
-def initialise(
-    config, dataset: Dataset, network: Network, store: TrajectoryStore
-) -> DistilledSet:
-    """The set that distillation starts from (`distill.init`), with its labels."""
-    ipc, how = config.distill.ipc, config.distill.init
-    info, labels = dataset.info, dataset.train.labels
-    last = config.experts.epochs
-    rng = randomness.host_stream(config.seed, "initial images")
-    _, prepare_inputs = place(dataset.train.images[:1], info.normalisation)
-
-    @jax.jit
-    def logits_of(theta, batch_stats, images):
-        return training.predict(network, theta, batch_stats, images, prepare_inputs)
-
-    def expert_logits(expert: int, images) -> np.ndarray:
-        theta = jnp.asarray(store.snapshot(expert, last))
-        batch_stats = _batch_stats(network, store, expert, last)
-        return np.asarray(logits_of(theta, batch_stats, images))
-
-    num_experts = config.experts.num
-    if how == "noise":
-        classes = np.repeat(np.arange(info.num_classes), ipc)
-        noise = rng.standard_normal((len(classes), *info.image_shape)).astype(np.float32)
-        targets = synthetic.smoothed_labels(classes, info.num_classes)
-        return _start(config, info, noise, targets, classes)
-    everything, _ = place(dataset.train.images, info.normalisation, config.data.on_device)
-    if how == "predicted_correctly":
-        classify = make_classify(network, prepare_inputs, workers=config.data.workers)
-
-        def predictions(expert: int) -> np.ndarray:
-            theta = jnp.asarray(store.snapshot(expert, last))[None]
-            batch_stats = _batch_stats(network, store, expert, last)
-            batch_stats = jax.tree.map(lambda x: x[None], batch_stats)
-            return np.asarray(classify(theta, batch_stats, everything)[0])
-
-        chosen = synthetic.choose_predicted_correctly(rng, labels, predictions, num_experts, ipc)
-    elif how == "centres":
-        theta = jnp.asarray(store.snapshot(0, last))
-        stats = _batch_stats(network, store, 0, last)
-
-        def inputs(positions: slice) -> jax.Array:
-            return prepare_inputs(jnp.asarray(everything[positions]))
-
-        features = [
-            np.asarray(network.features(theta, inputs(slice(i, i + 256)), stats))
-            for i in range(0, len(labels), 256)
-        ]
-        flat = np.concatenate(features).reshape(len(labels), -1)
-        chosen = synthetic.choose_near_centres(rng, flat, labels, ipc)
-    else:
-        chosen = synthetic.choose_random(rng, labels, ipc)
-    stored = jnp.asarray(everything[chosen])
-    experts = range(num_experts) if how == "predicted_correctly" else range(1)
-    logits = jnp.stack([expert_logits(expert, stored) for expert in experts])
-    averaged = synthetic.average_labels(logits, jnp.asarray(labels[chosen]))
-    images = np.asarray(prepare_inputs(stored), np.float32)
-    return _start(config, info, images, np.asarray(averaged), labels[chosen])
-
-
-def _start(config, info, images, logits, classes) -> DistilledSet:
-    if config.distill.labels == "hard":
-        logits = synthetic.hard_labels(classes, info.num_classes)
-    return DistilledSet(
-        images,
-        np.asarray(logits, np.float32),
-        config.distill.lr_teacher,
-        info.class_names,
-        info.normalisation,
-        0,
-        flatten(config),
-    )
-
-

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from edf_jax import expert_stores, experts, storage
 from edf_jax.errors import UserError
 from edf_jax.expert_settings import check_part, needed_epochs, part_of, settings, wanted_epochs
 from edf_jax.metrics import MetricsWriter
+from edf_jax.models import build_network
 from edf_jax.trajectories import TrajectoryStore
 from tests import tiny
 
@@ -408,3 +410,23 @@ def test_imported_experts_that_do_not_fit_are_refused(imported, tmp_path, values
     config = _config(**{"experts.dir": str(imported), **values})
     with pytest.raises(UserError, match=told):
         _train(config, tmp_path / "run")
+
+
+def test_an_expert_comes_with_the_statistics_of_its_epoch():
+    network = build_network(
+        "ConvNet", num_classes=2, image_shape=(8, 8, 3), width=4, depth=1, norm="batch"
+    )
+    theta, stats = network.init(jax.random.key(0))
+    names = [name.removeprefix("batch_stats.") for name in experts._named("batch_stats", stats)]
+
+    class Store:
+        def snapshot(self, expert, epoch):
+            return np.asarray(theta) + epoch
+
+        def batch_stats(self, expert, epoch):
+            return {name: np.full(4, 10.0 * expert + epoch) for name in names}
+
+    found, of_epoch = experts.expert_after(network, Store(), 1, 3)
+    np.testing.assert_array_equal(found, theta + 3)
+    assert jax.tree.structure(of_epoch) == jax.tree.structure(stats)
+    assert all((leaf == 13).all() for leaf in jax.tree.leaves(of_epoch))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import augment, devices, difficulty, losses, stages, streaming, training
+from edf_jax import augment, devices, difficulty, initial_set, losses, streaming, training
 from edf_jax.data import Dataset, Split
 from edf_jax.evaluate import stage
 from edf_jax.evaluate.teacher import get_teacher
@@ -183,7 +183,7 @@ def _everything(choice: str, folder, dataset: Dataset):
     store = open_experts(config, dataset, folder)
     with MetricsWriter(folder, tensorboard=False) as metrics:
         accuracies = train_experts(config, dataset, store, metrics)
-    first = stages.initialise(config, dataset, network, store)
+    first = initial_set.initialise(config, dataset, network, store)
     teacher = get_teacher(config, dataset, folder)
     full = stage.full_data(config, dataset, network)
     during = stage.periodic(config, dataset)(first, 0)

@@ -58,7 +58,7 @@ def choose_judge(config, workdir: pathlib.Path) -> Judge:
     """
     if config.cam.weights:
         return _imported(config)
-    from edf_jax import stages
+    from edf_jax.cam_network import choose_cam_network
     from edf_jax.evaluate.teacher import get_teacher
     from edf_jax.experts import network_for, open_experts
 
@@ -76,7 +76,7 @@ def choose_judge(config, workdir: pathlib.Path) -> Judge:
     if not there:
         decided.cam.network = "trained"
     network = network_for(config, dataset.info)
-    cam = stages.choose_cam_network(
+    cam = choose_cam_network(
         decided, dataset, network, store, lambda: get_teacher(config, dataset, workdir)
     )
     prepare = dataset.info.normalisation.apply

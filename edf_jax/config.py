@@ -52,8 +52,8 @@ def default_config(**values: Any):
     return config
 
 
-# The attribute of a config that says which values its method took the place of.
-_REPLACED = "_values_without_method"
+# The attribute of a config: the method whose numbers it has, and what they took the place of.
+_REPLACED = "_replaced_by_method"
 
 
 def copy_config(config):
@@ -61,7 +61,7 @@ def copy_config(config):
     import ml_collections
 
     copied = ml_collections.ConfigDict(config.to_dict())
-    object.__setattr__(copied, _REPLACED, dict(getattr(config, _REPLACED, {})))
+    object.__setattr__(copied, _REPLACED, getattr(config, _REPLACED, ("", {})))
     return copied
 
 
@@ -76,11 +76,10 @@ def use_method(config, method: str, given: Collection[str] = ()) -> None:
         given: dotted keys whose values stand, whatever the method says.
     """
     flat = flatten(config)
-    brought = METHODS.get(flat["method"], {})
+    before, values = getattr(config, _REPLACED, ("", {}))
+    brought = METHODS.get(before, {})
     replaced = {
-        k: v
-        for k, v in getattr(config, _REPLACED, {}).items()
-        if k not in given and flat[k] == brought.get(k)
+        k: v for k, v in values.items() if k not in given and flat[k] == brought.get(k)
     }
     set_keys(config, {**replaced, "method": method})
     own = {
@@ -88,7 +87,7 @@ def use_method(config, method: str, given: Collection[str] = ()) -> None:
         for k, v in METHODS.get(method, {}).items()
         if SCHEMA[k].default != AUTO and k not in given
     }
-    object.__setattr__(config, _REPLACED, {k: {**flat, **replaced}[k] for k in own})
+    object.__setattr__(config, _REPLACED, (method, {k: {**flat, **replaced}[k] for k in own}))
     set_keys(config, own)
 
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from edf_jax import storage
-from edf_jax.main import main
+from edf_jax.main import main, parse
 from edf_jax.metrics import read_metrics
 from tests import badinput, tiny_run
 
@@ -41,6 +41,18 @@ def test_help_says_how_and_ends_well(capsys):
         assert main(["edf_jax", flag]) == 0
         out = capsys.readouterr().out
         assert "--config=" in out and "75 stopped by SIGTERM" in out
+
+
+def test_a_methods_flag_stands_against_the_variants(tmp_path):
+    def threshold(*flags):
+        config = parse(["edf_jax", *flags], lambda values: None).config
+        return config.method, config.distill.threshold
+
+    file = f"--config={tiny_run.ROOT}/configs/imagenette.py:ipc10"
+    assert threshold(f"{file},method=mtt") == ("mtt", 0.0)
+    assert threshold(f"{file},method=mtt", "--config.method=datm") == ("datm", 1.5)
+    both = ("--config.method=datm", "--config.distill.threshold=0.7")
+    assert threshold(f"{file},method=mtt", *both) == ("datm", 0.7)
 
 
 def test_a_missing_wandb_is_told_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@
 A table stands between `<!-- table: NAME NAME -->` and `<!-- end -->`, names of folders in
 docs/results: what `python -m edf_jax.report` prints of a comparison, or a line for each of several
 runs. Between `<!-- gains over ROW: NAME NAME -->` and `<!-- end -->` stands what the other rows of
-comparisons gain over one.
+comparisons gain over one; `NAME+NAME` takes the rows of both, which have the same seeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edf_jax.errors import UserError
 
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "results.md"
 _TABLE = re.compile(r"(<!-- table: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_GAINS = re.compile(r"(<!-- gains over (\w+): ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_GAINS = re.compile(r"(<!-- gains over (\w+): ([\w. +-]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # Of a run's result, in the order of the lines.
 _KINDS = {
     "random": "random real images",
@@ -51,8 +51,11 @@ def filled(text: str, folder: pathlib.Path) -> str:
 
 
 def _gains(folder: pathlib.Path, over: str, names: list[str]) -> str:
-    _check(folder, names)
-    columns = [comparison.gains(comparison.load(folder / name)[1], over) for name in names]
+    columns = []
+    for name in names:
+        _check(folder, parts := name.split("+"))
+        rows = [row for part in parts for row in comparison.load(folder / part)[1]]
+        columns.append(comparison.gains(rows, over))
     lines = [f"| gain over {over} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for label in dict.fromkeys(label for column in columns for label in column):
         told = (_gain(*column[label]) if label in column else "" for column in columns)

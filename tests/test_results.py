@@ -49,6 +49,8 @@ def test_a_page_is_filled_from_runs_and_comparisons(tmp_path):
     test_compare.compare.compare(plan, tmp_path / "two", "", test_compare._pretend()[0])
     made = tables.filled("<!-- gains over random: cmp two -->\n<!-- end -->\n", tmp_path)
     assert "| gain over random | cmp | two |\n|---|---|---|\n| edf | +40.0 | +40.0 (" in made
+    both = tables.filled("<!-- gains over random: cmp+cmp -->\n<!-- end -->\n", tmp_path)
+    assert "| gain over random | cmp+cmp |\n|---|---|\n| edf | +40.0 |" in both
     with pytest.raises(UserError, match="there is no"):
         tables.filled("<!-- table: gone -->\n<!-- end -->", tmp_path)
 

@@ -71,6 +71,7 @@ def ours(root: pathlib.Path) -> np.ndarray:
             antialias=True,
             cache_dir=cache_dir,
             workers=WORKERS,
+            held_out=0.0,
         )
         return np.array(load_dataset(config).train.images[::97])
 

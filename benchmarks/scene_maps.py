@@ -94,8 +94,13 @@ def digit_opacity(config, pixels: np.ndarray, images: np.ndarray) -> np.ndarray:
         config: of the run that starts from them.
         pixels: `[n, H, W, C]` in [0, 1], each that of a training image.
         images: all training images, uint8.
+
+    Raises:
+        UserError: some are held out, so that positions are not those of the composites.
     """
     data = config.data
+    if data.held_out:
+        raise UserError(f"data.held_out={data.held_out:g}: places are known of whole sets alone")
     return training_opacity(
         _positions(pixels, images),
         resolution=data.resolution,

@@ -22,6 +22,7 @@ __all__ = [
     "baseline_names",
     "baseline_rates",
     "check_against_data",
+    "copy_config",
     "default_config",
     "flatten",
     "network_list",
@@ -68,7 +69,8 @@ def copy_config(config):
 def use_method(config, method: str, given: Collection[str] = ()) -> None:
     """Sets a config's method, and the numbers that come with it.
 
-    Those that the method before brought become again what they were.
+    Those that the method before brought become again what they were, if the config is the one that
+    it was set on, or a `copy_config` of it (other copies don't know what they were).
 
     Args:
         config: changed in place; its parts are left to `resolve`.

@@ -162,6 +162,15 @@ def distill(
     def stopping() -> tuple[bool, bool]:
         return fault is not None and options.on_nan == "stop", preemption.asked()
 
+    def refuse_faults(it: int) -> None:
+        if fault is not None and options.on_nan == "stop":
+            path = workdir / "distilled" / f"step_{it}.safetensors"
+            current(it).save(path)
+            raise UserError(
+                f"{fault}; {path} holds the set after iteration {it - 1}, which is good: "
+                "--config.distill.on_nan=skip continues from it"
+            )
+
     def save(it: int) -> None:
         settle()
         metrics.sync()
@@ -178,6 +187,7 @@ def distill(
                     evaluate_now(it)
                 except Preempted:
                     save(it)
+                    refuse_faults(it)
                     raise
             if last:
                 break
@@ -208,12 +218,7 @@ def distill(
                 # Saving settles the iteration that was still pending.
                 stops, _ = hosts.shared("whether to stop after all", stopping)
             if stops:
-                path = workdir / "distilled" / f"step_{it + 1}.safetensors"
-                current(it + 1).save(path)
-                raise UserError(
-                    f"{fault}; {path} holds the set after iteration {it}, which is good: "
-                    "--config.distill.on_nan=skip continues from it"
-                )
+                refuse_faults(it + 1)
             if asked:
                 raise Preempted(preemption.WHY)
         took = max(time.monotonic() - began, 1e-9)

@@ -96,8 +96,9 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
-    iteration.check_batches(config, network, num_images)
-    memory.choose_store(config, network, num_images, None)
+    if not options.distilled:
+        iteration.check_batches(config, network, num_images)
+        memory.choose_store(config, network, num_images, None)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)

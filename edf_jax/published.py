@@ -181,7 +181,7 @@ def _variants_of(group: _Group) -> dict[str, dict[str, Any]]:
     return {
         f"ipc{ipc}": {
             **settings(group.settings_of, ipc),
-            **_PAD.get(ipc, {}),
+            **(_PAD.get(ipc, {}) if group.settings_of == "cifar-10" and group.published else {}),
             **group.values,
             "published": group.published,
             "settings_of": f"{group.settings_of} ipc{ipc}",

@@ -53,11 +53,12 @@ fi
 store=${store:-$(dirname "$workdir")/experts}
 workdir=${workdir%/}
 logs=$workdir-logs
-run=("$venv_python" -m edf_jax.main "--config=$config" "--config.experts.dir=$store" "${flags[@]}")
+run=("$venv_python" -m edf_jax.main "--config=$config" "--config.experts.dir=$store"
+  ${flags[@]+"${flags[@]}"})
 common=(--parsable "--time=$limit" --signal=TERM@120 --requeue --open-mode=append --ntasks-per-node=1)
 if [ "$gpus" -gt 0 ]; then common+=("--gpus-per-node=$gpus"); fi
 read -r -a given <<<"$more"
-common+=("${given[@]}")
+common+=(${given[@]+"${given[@]}"})
 
 # submit NAME REST_OF_COMMAND [flags of sbatch]: a job's number on standard output.
 submit() {

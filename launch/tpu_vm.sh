@@ -63,23 +63,25 @@ on_hosts() { # WORKERS COMMAND
 
 if [ -n "$dry" ] || ! "${vm[@]}" describe "$name" "--zone=$zone" >/dev/null 2>&1; then
   do_it "${vm[@]}" create "$name" "--zone=$zone" "--accelerator-type=$type" "--version=$version" \
-    "${given[@]}"
+    ${given[@]+"${given[@]}"}
 fi
 package=$(mktemp -d)
 trap 'rm -rf "$package"' EXIT
 archive=edf_jax.tar.gz
 # What git knows, with the changes that are not committed.
-git ls-files -z | tar -czf "$package/$archive" --null --ignore-failed-read -T - 2>/dev/null
+git ls-files -z | while IFS= read -r -d '' file; do
+  if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+done | tar -czf "$package/$archive" --null -T -
 do_it "${vm[@]}" scp "$package/$archive" "$name:$archive" "--zone=$zone" --worker=all
 # The images' own Python may be older than 3.11.
 new_enough="python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))'"
 make_venv="if $new_enough 2>/dev/null; then python3 -m venv .venv; else\
- python3 -m pip install -q --user uv && python3 -m uv venv -q --seed --python 3.12 .venv; fi"
+ python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --seed --python 3.12 .venv; fi"
 on_hosts all "mkdir -p edf_jax && tar -xzf $archive -C edf_jax && cd edf_jax &&\
  { [ -x .venv/bin/pip ] || { $make_venv; }; } && .venv/bin/pip install -q -e '.[tpu]'"
 status=0
 on_hosts all "cd edf_jax && .venv/bin/python -m edf_jax.main --distributed\
- $(printf '%q ' "--config=$config" "--workdir=$workdir" "${flags[@]}")" || status=$?
+ $(printf '%q ' "--config=$config" "--workdir=$workdir" ${flags[@]+"${flags[@]}"})" || status=$?
 mkdir -p "$(dirname "$workdir")"
 do_it "${vm[@]}" scp --recurse "$name:edf_jax/$workdir" "$(dirname "$workdir")/" "--zone=$zone" \
   --worker=0 || echo "tpu_vm.sh: there is no $workdir to copy back" >&2

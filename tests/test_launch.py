@@ -213,7 +213,7 @@ def test_tpu_vm_makes_installs_runs_copies_and_deletes(machine):
     assert all("--worker=all" in call for call in (copy, install, run))
     assert "--version=v2-alpha-tpuv5-lite" in create
     # The image's own Python may be too old.
-    assert "uv venv -q --seed --python 3.12" in install
+    assert "uv venv -q --clear --seed --python 3.12" in install
     assert "pip install" in install and "[tpu]" in install
     assert f"-m edf_jax.main --distributed --config={_CONFIG} --workdir={workdir}" in run
     assert "--worker=0" in back

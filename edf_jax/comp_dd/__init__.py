@@ -115,6 +115,7 @@ def load_comp_dd(
             antialias=True,
             cache_dir=cache_dir,
             workers=workers,
+            held_out=0.0,
         )
     )
     train, test = (

@@ -378,7 +378,8 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
         if (score := _scores([row for row in rows if row["network"] == name]))
     ]
     result["rows"] = rows
-    if "random" in by_kind and by_kind["random"]["mean"] >= by_kind["distilled"]["mean"]:
+    selected = by_kind.get(result.get("selected", "distilled"), by_kind["distilled"])
+    if "random" in by_kind and by_kind["random"]["mean"] >= selected["mean"]:
         logging.warning("the distilled set is no better than random real images")
     return result
 

@@ -5,7 +5,7 @@
 scikit-learn's handwritten digits in random colours, sizes and places on crops of its two
 photographs. `data.difficulty` goes from 0 (large, plain background) to 1 (small, busy).
 
-demo               five images per class, a narrow network: minutes on 2 CPU cores, under 4 GiB.
+demo               five images per class, a narrow network: minutes on 2 CPU cores, under 2 GiB.
                    Accuracy to expect: README.md.
 easy_ipc1, easy_ipc10, hard_ipc1, hard_ipc10
                    two levels of `data.difficulty` at 24 pixels, for the comparison of methods on

@@ -132,7 +132,7 @@ def gather(plan: Plan) -> list[Row]:
 
 def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
     results = [_result(cell) for cell in cells]
-    kind = cells[0].baseline or results[0].get("selected", "distilled")
+    kind = cells[0].baseline or run_table.selected(results[0])
     trainers = {
         plan.experts[identity]
         for identity, cell in plan.cells.items()

@@ -12,7 +12,7 @@ from edf_jax import pictures, synthetic
 from edf_jax.config import flatten
 from edf_jax.progress import duration
 from edf_jax.run_files import RunFiles
-from edf_jax.run_table import accuracies, other_networks, protocol_lines
+from edf_jax.run_table import accuracies, other_networks, protocol_lines, selected
 from edf_jax.synthetic import DistilledSet
 
 # Bounds that keep the page at a few megabytes whatever the run's size.
@@ -50,7 +50,7 @@ def results(run: RunFiles) -> str:
 
 
 def _lead(result: dict[str, Any]) -> str:
-    distilled = result.get(f"{result.get('selected', 'distilled')}_mean")
+    distilled = result.get(f"{selected(result)}_mean")
     random = result.get("random_mean")
     if distilled is None or random is None:
         return ""
@@ -65,9 +65,9 @@ def _lead(result: dict[str, Any]) -> str:
 
 
 def _result_table(result: dict[str, Any]) -> str:
-    selected = result.get("selected", "distilled")
+    headline = selected(result)
     rows = [
-        f"<tr{' class=headline' if row.kind == selected else ''}>"
+        f"<tr{' class=headline' if row.kind == headline else ''}>"
         f'<td>{row.title}<span class="note">{escape(row.note)}</span></td>'
         f'<td><div class="bar" style="--colour: var(--{_COLOURS.get(row.kind, "distilled")})">'
         f'<i style="width: {min(max(row.mean, 0.0), 100.0):.1f}%"></i></div></td>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,13 @@ _TITLES = {
     "best_on_test": "Distilled, best on test",
     "full": "All real data",
 }
+
+
+def selected(result: Mapping[str, Any]) -> str:
+    """The kind of set that a run's result is about (`distill.select`)."""
+    kinds = {"test": "best_on_test", "heldout": "best_on_held_out"}
+    kind = kinds.get(result.get("select", "last"), "distilled")
+    return kind if f"{kind}_mean" in result else "distilled"
 
 
 def accuracies(result: dict[str, Any]) -> list[Accuracy]:

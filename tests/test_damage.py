@@ -147,7 +147,7 @@ def test_no_damage_to_prepared_images_goes_unseen(tmp_path, recwarn):
     config = _Config(
         source="folder", name="", path=str(tmp_path / "data"), subset="", class_list="",
         resolution=8, zca=True, resize="squash", antialias=True,
-        cache_dir=str(tmp_path / "cache"), workers=1, on_device="auto", seed=0,
+        cache_dir=str(tmp_path / "cache"), workers=1, on_device="auto", seed=0, held_out=0.0,
     )
     whole = load_dataset(config)
     expected = whole.info.normalisation.apply(np.asarray(whole.train.images))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edf_jax
-from edf_jax import main, synthetic
+from edf_jax import main, run_table, synthetic
 from edf_jax.config import default_config, resolve
 from edf_jax.data import describe_dataset, load_dataset
 from edf_jax.data.held_out import hold_out
@@ -104,7 +104,7 @@ def test_a_run_is_about_the_set_that_held_out_images_choose(tmp_path, capsys):
     }  # fmt: skip
     assert main.main(["edf_jax.main", *arguments(tmp_path / "run", **settings)]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["selected"] == "best_on_held_out"
+    assert run_table.selected(result) == "best_on_held_out"
     rows = tiny.rows(tmp_path / "run", "evaluate")
     best = max(rows, key=lambda row: row["held_out_accuracy_mean"])
     chosen = edf_jax.load(tmp_path / "run")

@@ -27,6 +27,7 @@ from edf_jax.evaluate.trials import OnEpochs
 from edf_jax.experts import expert_recipe, network_for
 from edf_jax.models import Network
 from edf_jax.progress import Progress
+from edf_jax.run_table import selected
 from edf_jax.streaming import make_accuracy, make_epoch, place
 from edf_jax.synthetic import DistilledSet
 
@@ -344,10 +345,6 @@ def _check_full(config, expert_accuracies: Sequence[float]) -> None:
         )
 
 
-# By `distill.select`.
-_SELECTED = {"last": "distilled", "test": "best_on_test", "heldout": "best_on_held_out"}
-
-
 def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any]]) -> dict:
     """`result.json`'s figures of all rows."""
     options = config.evaluate
@@ -367,7 +364,6 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
     }
     if not options.distilled:
         by_kind.setdefault("best_on_test", by_kind["distilled"])
-        result["selected"] = _SELECTED[config.distill.select]
     for kind, row in by_kind.items():
         result |= _named(kind, row)
     if options.protocol != "plain":
@@ -378,8 +374,7 @@ def _result(config, bench: Bench, names: Sequence[str], rows: list[dict[str, Any
         if (score := _scores([row for row in rows if row["network"] == name]))
     ]
     result["rows"] = rows
-    selected = by_kind.get(result.get("selected", "distilled"), by_kind["distilled"])
-    if "random" in by_kind and by_kind["random"]["mean"] >= selected["mean"]:
+    if "random" in by_kind and by_kind["random"]["mean"] >= by_kind[selected(result)]["mean"]:
         logging.warning("the distilled set is no better than random real images")
     return result
 

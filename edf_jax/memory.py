@@ -33,6 +33,8 @@ from edf_jax.models import Network, build_network
 
 # XLA's temporaries over the trace's peak.
 _MATCHING, _TRAINING, _FORWARD = 1.7, 2.4, 1.4
+# Vectors of parameters that XLA holds beside the steps' and the trace's peak.
+_VECTORS = 3
 # Batches of images that augmentation holds beside a student's step.
 _AUGMENTED = 2
 _TEST_BATCH = 256
@@ -103,7 +105,7 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
     arguments = _iteration_arguments(config, network, num_images)
     step = int(_MATCHING * _matching_step(network, at_once))
     on_each = (
-        options.syn_steps * _bytes(_shape(network.num_params))
+        (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
         + step
         + _AUGMENTED * _bytes(_shape(share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)

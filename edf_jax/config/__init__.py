@@ -1,0 +1,1 @@
+"""Configs: their keys, variants and checks."""

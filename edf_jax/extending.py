@@ -33,7 +33,7 @@ def add_part(key: str, name: str, part: Any) -> None:
     Args:
         key: such as `distill.loss_mask`.
         name: what a config calls it.
-        part: what the entries of that table are (`edf_jax.parts`, `gradcam.METHODS`).
+        part: what the entries of that table are (`edf_jax.methods.family`, `gradcam.METHODS`).
 
     Raises:
         ValueError: the key is none whose choices can be added to.

@@ -1,7 +1,7 @@
 """The outer loop: synthetic images and labels that make students follow the experts.
 
 One loop serves the whole trajectory-matching family; where methods differ, a small function is
-chosen by a name in the config (`edf_jax.parts`).
+chosen by a name in the config (`edf_jax.methods.family`).
 
 References:
   Wang et al., EDF (2410.17193); Guo et al., DATM (2310.05773).

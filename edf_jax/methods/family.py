@@ -1,6 +1,6 @@
 """The parts that methods are made of: small functions, each chosen by its name in a config.
 
-A new idea is one more entry here (or in `augment`, `gradcam`, `synthetic`, where its like lives)
+A new idea is one more entry here (or in `dsa`, `gradcam`, `soft_labels`, where its like lives)
 and a method that names it; see `docs/extending.md`.
 
 References:

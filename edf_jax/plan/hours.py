@@ -2,7 +2,7 @@
 
 `rates.json` holds, per device and stage, the arithmetic of convolutions and matrix products done in
 a second of that stage as a whole, for networks of one or more sizes. The nearest size counts.
-`python -m edf_jax.hours RUN` prints a finished run's records, to be added there.
+`python -m edf_jax.plan.hours RUN` prints a finished run's records, to be added there.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"edf_jax: {error}", file=sys.stderr)
         return 2
     if not folders:
-        print("usage: python -m edf_jax.hours RUN ...", file=sys.stderr)
+        print("usage: python -m edf_jax.plan.hours RUN ...", file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,6 @@
 """The figures of a run. Pure: arrays in, the bytes of a PNG out.
 
-The curves are in `edf_jax.charts` and named here too; this file lays out pictures.
+The curves are in `edf_jax.report.charts` and named here too; this file lays out pictures.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
 
 
 class Gsam(NamedTuple):
-    """GSAM's settings (`edf_jax.gsam`)."""
+    """GSAM's settings (`edf_jax.methods.gsam`)."""
 
     rho: float
     alpha: float

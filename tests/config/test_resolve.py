@@ -222,5 +222,5 @@ def test_every_default_is_allowed_by_its_own_key():
 
 def test_the_page_of_keys_is_current():
     assert (ROOT / "docs" / "configs.md").read_text("utf-8") == docs.page(), (
-        "run: python -m edf_jax.config_docs > docs/configs.md"
+        "run: python -m edf_jax.config.docs > docs/configs.md"
     )

@@ -10,7 +10,7 @@ from edf_jax.methods.family import METHODS
 _HEAD = """\
 # Config keys
 
-<!-- Made by `python -m edf_jax.config.docs > docs/configs.md`. Edit edf_jax/config/schema.py instead. -->
+<!-- Made by `python -m edf_jax.config.docs > docs/configs.md` from edf_jax/config/schema.py. -->
 
 Set a key on the command line, `--config.distill.lr_img=500`, or behind the variant,
 `--config=configs/imagenette.py:ipc10,distill.lr_img=500`. A key that there isn't, or a value that

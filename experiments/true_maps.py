@@ -1,6 +1,6 @@
 """EDF on cluttered digits with the digits' true places in place of its activation maps.
 
-    python -m benchmarks.true_maps runs/complex_scenes/hard_ipc10 --workdir=runs/true_maps_hard
+    python -m experiments.true_maps runs/complex_scenes/hard_ipc10 --workdir=runs/true_maps_hard
 
 What DAE could bring at best: for each run of EDF in a comparison the same run again with a
 `cam.method` of its own, whose maps are 1 where the digit covers the first image and 0 elsewhere.
@@ -20,13 +20,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from benchmarks.scene_maps import digit_opacity, finished_run
 from edf_jax import comparison, console, devices, extending, preemption, stages
 from edf_jax.cells import Cell, Plan
 from edf_jax.config import resolve
 from edf_jax.data import load_dataset
 from edf_jax.errors import UserError
 from edf_jax.run import Run
+from experiments.scene_maps import digit_opacity, finished_run
 
 METHOD = "true_maps"
 _LABEL = "edf, true maps"
@@ -81,7 +81,7 @@ def compare_with(source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.true_maps")
+    parser = argparse.ArgumentParser(prog="python -m experiments.true_maps")
     parser.add_argument("comparison", type=pathlib.Path, help="a folder of edf_jax.compare")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/true_maps"))
     options = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> int:
         if not sources:
             raise UserError(f"{options.comparison} has no runs of EDF")
         devices.set_up("float32", deterministic=False)
-        command = "python -m benchmarks.true_maps " + shlex.join(sys.argv[1:])
+        command = "python -m experiments.true_maps " + shlex.join(sys.argv[1:])
         for source in sorted(sources, key=lambda path: int(path.name[5:])):
             run_again(source, options.workdir / "cells" / source.name, command)
         gains = compare_with(options.comparison, options.workdir)

@@ -1,7 +1,7 @@
 """Methods on simple and on complex scenes, each with settings chosen on held-out training images.
 
-    python -m benchmarks.complex_scenes --level=easy --workdir=runs/complex_scenes
-    python -m benchmarks.complex_scenes --level=hard --workdir=runs/complex_scenes
+    python -m experiments.complex_scenes --level=easy --workdir=runs/complex_scenes
+    python -m experiments.complex_scenes --level=hard --workdir=runs/complex_scenes
 
 For a level of the cluttered digits, in this order, and continued by the same command:
 
@@ -62,7 +62,7 @@ _HELD_OUT_SEED = 1
 _SEEDS = 3
 _CLOSER_SEEDS = 10
 
-_log = logging.getLogger("benchmarks.complex_scenes")
+_log = logging.getLogger("experiments.complex_scenes")
 
 
 def held_out_file(path: pathlib.Path, data_config) -> None:
@@ -153,7 +153,7 @@ def run(
         cheaper: keys and values of the trials instead of the config's.
         closer: whether to compare `closer_rows` too.
     """
-    command = "python -m benchmarks.complex_scenes " + shlex.join(sys.argv[1:])
+    command = "python -m experiments.complex_scenes " + shlex.join(sys.argv[1:])
     launch = functools.partial(run_in_child, config_file=None)
     file = workdir / f"{level}_heldout.npz"
     if not file.exists():
@@ -191,7 +191,7 @@ def _flat(config) -> dict[str, Any]:
 def main() -> int:
     from configs.cluttered_digits import get_config
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.complex_scenes")
+    parser = argparse.ArgumentParser(prog="python -m experiments.complex_scenes")
     parser.add_argument("--level", choices=("easy", "hard"), required=True)
     parser.add_argument("--ipc", default="10,1", help="images per class, comma-separated")
     parser.add_argument("--closer", action="store_true", help="EDF's maps, over ten seeds")

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import complex_scenes, scene_maps, true_maps
 from configs.cluttered_digits import get_config
 from edf_jax import compare, comparison, gradcam, main, synthetic
 from edf_jax.config import SCHEMA
 from edf_jax.data import load_dataset
+from experiments import complex_scenes, scene_maps, true_maps
 from tests.tiny_run import arguments
 
 

@@ -1,6 +1,6 @@
 """Where EDF's weights lie and what CPD drops, on the scenes that `complex_scenes` compared on.
 
-    python -m benchmarks.scene_maps runs/complex_scenes/easy_ipc10 runs/complex_scenes/hard_ipc10
+    python -m experiments.scene_maps runs/complex_scenes/easy_ipc10 runs/complex_scenes/hard_ipc10
 
 For each comparison's EDF runs: the share of pixels that the digit covers; the share of pixels that
 DAE emphasises on the digit and beside it; the mean weight on both; the share of images whose map is
@@ -163,7 +163,7 @@ def _dropped(config, network, store, found: DistilledSet) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scene_maps")
+    parser = argparse.ArgumentParser(prog="python -m experiments.scene_maps")
     parser.add_argument("comparisons", nargs="+", help="folders of edf_jax.compare")
     parser.add_argument("--cam_method", choices=gradcam.METHODS, default="")
     options = parser.parse_args()

@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from benchmarks import keep_logs, tables
 from edf_jax import comparison, report
 from edf_jax.errors import UserError
+from experiments import keep, tables
 from tests import test_compare
 from tests.test_report import make_run
 
-_DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+_DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 _KEPT = sorted(path for path in (_DOCS / "results").glob("*") if path.is_dir())
 
 
@@ -59,7 +59,7 @@ def test_logs_are_kept_without_arrays(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     (run / "pytorch").mkdir()
     (run / "pytorch" / "metrics.jsonl").write_text("{}\n")
-    keep_logs.keep(run, tmp_path / "kept", metrics=True, figures=True)
+    keep.keep(run, tmp_path / "kept", metrics=True, figures=True)
     kept = {p.relative_to(tmp_path / "kept").as_posix() for p in (tmp_path / "kept").rglob("*.*")}
     asked = {"config.json", "result.json", "metrics.jsonl", "pytorch.jsonl"}
     assert asked | {"figures/before_after.png"} <= kept
@@ -74,5 +74,5 @@ def test_a_comparisons_logs_make_its_table(tmp_path):
     rows = test_compare.compare.compare(plan, tmp_path / "cmp", "", test_compare._pretend()[0])
     for cell in plan.cells.values():
         (cell.workdir / "config.json").write_text("{}")
-    keep_logs.keep(tmp_path / "cmp", tmp_path / "kept", metrics=False, figures=False)
+    keep.keep(tmp_path / "cmp", tmp_path / "kept", metrics=False, figures=False)
     assert comparison.load(tmp_path / "kept") == (plan.title, rows)

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from benchmarks import table1
 from edf_jax.data.subsets import find_subset
+from experiments import table1
 from tests import data_layouts
 
 _TINY = [
@@ -157,4 +157,4 @@ def test_the_script_takes_a_folder_relative_to_where_it_is_called(tmp_path):
             text=True,
             check=True,
         )
-        assert done.stdout.split() == ["-m", "benchmarks.table1", found, "--ipc=1"]
+        assert done.stdout.split() == ["-m", "experiments.table1", found, "--ipc=1"]

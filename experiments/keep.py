@@ -1,7 +1,7 @@
 """The logs of runs and comparisons, made small enough to keep beside the tables they stand behind.
 
-    python -m benchmarks.keep_logs runs/complex_scenes/hard_ipc10 docs/results/scenes_hard_ipc10
-    python -m benchmarks.keep_logs runs/demo docs/results/demo --figures
+    python -m experiments.keep runs/complex_scenes/hard_ipc10 docs/results/scenes_hard_ipc10
+    python -m experiments.keep runs/demo docs/results/demo --figures
 
 Keeps `config.json` and `result.json` of each run on one line each, and the rows of `metrics.jsonl`
 with five significant digits and whole seconds; no arrays. `python -m edf_jax.report docs/results/*`
@@ -66,7 +66,7 @@ def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
     rows = [_short(row) for row in read_metrics(source)] if metrics else []
     if rows:
         storage.write_text(target / "metrics.jsonl", "".join(map(_line, rows)))
-    other = source / "pytorch" / "metrics.jsonl"  # of benchmarks.equal_footing
+    other = source / "pytorch" / "metrics.jsonl"  # of experiments.equal_footing
     if metrics and other.exists():
         storage.write_text(target / "pytorch.jsonl", other.read_text(encoding="utf-8"))
     if figures:
@@ -100,7 +100,7 @@ def _rounded(value: Any) -> Any:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.keep_logs")
+    parser = argparse.ArgumentParser(prog="python -m experiments.keep")
     parser.add_argument("source", type=pathlib.Path)
     parser.add_argument("target", type=pathlib.Path)
     parser.add_argument("--no_metrics", action="store_true")

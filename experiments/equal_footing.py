@@ -1,6 +1,6 @@
 """EDF by the official algorithm's steps in PyTorch and by a run's own functions, on equal terms.
 
-    python -m benchmarks.equal_footing --config=configs/cluttered_digits.py:hard_ipc10 \\
+    python -m experiments.equal_footing --config=configs/cluttered_digits.py:hard_ipc10 \\
         --config.distill.iterations=200 --workdir=runs/equal_footing
 
 Both get the same experts, initial images, labels and hyper-parameters; batches, augmentation and
@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> int:
     console.speak_in_lines()
     devices.set_up(config.precision, deterministic=config.deterministic)
     workdir = pathlib.Path(values.workdir).expanduser()
-    command = "python -m benchmarks.equal_footing " + shlex.join(argv[1:])
+    command = "python -m experiments.equal_footing " + shlex.join(argv[1:])
     with preemption.listening(), Run(workdir, config, command) as run:
         run_stages(run, "distill")
         with run.stage("pytorch"):

@@ -1,7 +1,7 @@
 """The tables of docs/results.md, made again from the logs beside it.
 
-    python -m benchmarks.tables            writes them
-    python -m benchmarks.tables --check    ends with status 2 where the page says something else
+    python -m experiments.tables            writes them
+    python -m experiments.tables --check    ends with status 2 where the page says something else
 
 A table stands between `<!-- table: NAME NAME -->` and `<!-- end -->`, names of folders in
 docs/results: what `python -m edf_jax.report` prints of a comparison, or a line for each of several
@@ -95,7 +95,7 @@ def _accuracy(result: dict[str, Any], kind: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables")
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
 
@@ -103,7 +103,7 @@ def main() -> int:
         text = _PAGE.read_text(encoding="utf-8")
         made = filled(text, _PAGE.with_suffix(""))
         if options.check and made != text:
-            raise UserError(f"{_PAGE} isn't what the logs say: python -m benchmarks.tables")
+            raise UserError(f"{_PAGE} isn't what the logs say: python -m experiments.tables")
         if made != text:
             storage.write_text(_PAGE, made)
         return 0

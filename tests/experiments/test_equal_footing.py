@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import equal_footing
 from edf_jax import synthetic
+from experiments import equal_footing
 from tests.tiny_run import arguments
 
 pytestmark = pytest.mark.skipif(

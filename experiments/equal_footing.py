@@ -105,11 +105,12 @@ def pytorch_set(config, workdir: pathlib.Path) -> DistilledSet:
     store = open_experts(config, dataset, workdir)
     work = Distillation(config, network_for(config, dataset.info), store, config.seed)
     initial = synthetic.load(workdir / "distilled" / "step_0.safetensors")
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     with Progress("pytorch", config.distill.iterations, "iteration") as bar:
 
         def on_iteration(done: int, loss: float) -> None:
-            rows.append({"step": done - 1, "loss": round(loss, 6), "time": round(time.time(), 3)})
+            told = {"loss": round(loss, 6), "time": round(time.time(), 3)}
+            rows.append({"stage": "distill", "step": done - 1, **told})
             bar.update(loss=loss, skipped=work.skipped)
 
         last = work.run(initial, on_iteration)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edf_jax import synthetic
-from experiments import equal_footing
+from experiments import equal_footing, keep, rows
 from tests.tiny_run import arguments
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +34,8 @@ def test_without_random_draws_both_sets_are_the_same(tmp_path, capsys):
     first, ours, theirs = (
         synthetic.load(tmp_path / "run" / name)
         for name in (
-            "distilled/step_0.safetensors", "distilled/last.safetensors",
+            "distilled/step_0.safetensors",
+            "distilled/last.safetensors",
             "pytorch/last.safetensors",
         )  # fmt: skip
     )
@@ -46,6 +47,19 @@ def test_without_random_draws_both_sets_are_the_same(tmp_path, capsys):
         error = np.linalg.norm(one - other) / moved
         print(f"relative error {name}: {error:.2e}")
         assert error < 1e-2
+    # Both sides are kept, each with its losses.
+    keep.keep(tmp_path / "run", tmp_path / "kept.csv")
+    kept = {row.method: row for row in rows.read(tmp_path / "kept.csv")}
+    assert list(kept) == ["initial", "ours", "pytorch"]
+    assert kept["ours"].mean == pytest.approx(told["ours_mean"])
+    curves = rows.read_lines(tmp_path / "curves" / "kept.csv")
+    losses = {
+        side: [
+            line["loss"] for line in curves if (line["method"], line["stage"]) == (side, "distill")
+        ]
+        for side in ("ours", "pytorch")
+    }
+    assert len(losses["ours"]) == len(losses["pytorch"]) == 6
     # Nothing is made again.
     assert equal_footing.main(argv) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("FOOTING ")) == told

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax import comparison, console
-from edf_jax.cells import Plan
-from edf_jax.errors import UserError
-from edf_jax.metrics import read_metrics
-from edf_jax.run_files import RunFiles, open_run
-from edf_jax.run_table import selected
+from edf_jax.report import comparison
+from edf_jax.runs.files import RunFiles, open_run, selected
+from edf_jax.runs.grid import Plan
+from edf_jax.runs.metrics import read_metrics
+from edf_jax.runtime import console
+from edf_jax.runtime.errors import UserError
 from experiments import rows
 from experiments.rows import Line, Row
 
@@ -147,6 +147,7 @@ def row_of(
         experiment,
         method,
         data.get("subset") or data.get("name") or data["source"],
+        data["resolution"],
         config["distill"]["ipc"],
         config["seed"],
         tuple(result[f"{kind}_accuracies"]),

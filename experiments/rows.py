@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax import storage
-from edf_jax.config import SCHEMA, flatten
-from edf_jax.errors import UserError
-from edf_jax.run_table import NOT_SETTINGS
+from edf_jax.config.resolve import flatten
+from edf_jax.config.schema import SCHEMA
+from edf_jax.report.tables import NOT_SETTINGS
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
 
 Line = dict[str, str]
 
@@ -36,9 +37,11 @@ class Row:
         experiment: what it was compared in; a table of docs/results.md has this name.
         method: the label of its row there.
         data: the data set.
+        resolution: the side of its images, in pixels.
         ipc: images per class.
         seed: the run's.
-        accuracies: on test images, in percent, of each network trained on the set.
+        accuracies: on test images, in percent, of each network trained on the set; none of a trial
+            that asks held-out images alone.
         best_on_test: those of the set that was best on test images, where there is one.
         average: those of FTD's moving average, where there is one.
         held_out: mean accuracy on held-out training images, in percent, where they were asked.
@@ -56,6 +59,7 @@ class Row:
     experiment: str
     method: str
     data: str
+    resolution: int
     ipc: int
     seed: int
     accuracies: tuple[float, ...]
@@ -89,13 +93,15 @@ class Row:
     def line(self) -> Line:
         """The row as the file holds it; mean, deviation and digest stand there for readers."""
         told = {name: _told(getattr(self, name)) for name in _FIELDS}
-        told |= {"mean": f"{self.mean:.2f}", "std": f"{self.std:.2f}", "digest": self.digest}
-        return {name: told[name] for name in _COLUMNS}
+        derived = {"mean": self.mean, "std": self.std} if self.accuracies else {}
+        told |= {name: f"{value:.2f}" for name, value in derived.items()}
+        told["digest"] = self.digest
+        return {name: told.get(name, "") for name in _COLUMNS}
 
 
 _FIELDS = {field.name: str(field.type) for field in dataclasses.fields(Row)}
-_REQUIRED = ("experiment", "method", "data", "ipc", "seed", "accuracies")
-_COLUMNS = (*list(_FIELDS)[:5], "mean", "std", *list(_FIELDS)[5:-1], "digest", "settings")
+_REQUIRED = ("experiment", "method", "data", "resolution", "ipc", "seed", "accuracies")
+_COLUMNS = (*_REQUIRED[:-1], "mean", "std", *list(_FIELDS)[6:-1], "digest", "settings")
 _READ: dict[str, Callable[[str], Any]] = {
     "str": str,
     "int": int,

@@ -18,8 +18,9 @@ import sys
 
 import numpy as np
 
-from edf_jax import comparison, console, storage
-from edf_jax.errors import UserError
+from edf_jax.report import comparison
+from edf_jax.runtime import console, storage
+from edf_jax.runtime.errors import UserError
 from experiments import rows
 from experiments.rows import Row
 

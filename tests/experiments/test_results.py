@@ -8,11 +8,11 @@ import re
 
 import pytest
 
-from edf_jax import comparison
-from edf_jax.errors import UserError
+from edf_jax.report import comparison
+from edf_jax.runtime.errors import UserError
 from experiments import keep, rows, tables
 from tests import test_compare
-from tests.test_report import make_run
+from tests.report.test_report import make_run
 
 _DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 _FILES = sorted((_DOCS / "results").glob("*.csv"))

@@ -8,14 +8,15 @@ import json
 
 import pytest
 
-from edf_jax.config import default_config, resolve
-from edf_jax.errors import UserError
+from edf_jax.config.resolve import default_config, resolve
+from edf_jax.runtime.errors import UserError
 from experiments import rows
 
 _ROW = rows.Row(
     experiment="nette",
     method="edf, SmoothGrad-CAM++",
     data="imagenette",
+    resolution=32,
     ipc=10,
     seed=3,
     accuracies=(41.73611068725586, 49.16666793823242),
@@ -47,6 +48,14 @@ def test_a_row_reads_as_it_was_written(tmp_path):
     assert not list(path.parent.glob(".*"))
 
 
+def test_a_trial_needs_no_test_images(tmp_path):
+    trial = dataclasses.replace(_ROW, accuracies=(), best_on_test=())
+    rows.append(tmp_path / "nette.csv", trial)
+    assert rows.read(tmp_path / "nette.csv") == [trial]
+    (line,) = rows.read_lines(tmp_path / "nette.csv")
+    assert (line["mean"], line["held_out"]) == ("", "44.5")
+
+
 def test_the_same_run_takes_its_rows_place(tmp_path):
     path = tmp_path / "nette.csv"
     rows.append(path, _ROW)
@@ -60,7 +69,9 @@ def test_the_same_run_takes_its_rows_place(tmp_path):
 
 def test_a_file_of_fewer_columns_can_be_added_to(tmp_path):
     path = tmp_path / "nette.csv"
-    path.write_text("experiment,method,data,ipc,seed,accuracies,note\nnette,edf,d,1,0,5 6,kept\n")
+    path.write_text(
+        "experiment,method,data,resolution,ipc,seed,accuracies,note\nnette,edf,d,8,1,0,5 6,kept\n"
+    )
     assert rows.read(path)[0].mean == 5.5
     rows.append(path, _ROW)
     assert [row.seed for row in rows.read(path)] == [0, 3]
@@ -112,12 +123,14 @@ def test_several_add_to_a_file_at_once(tmp_path):
     "text, told",
     [
         ("<<<<<<< HEAD\n", "row 2, has not as many columns"),
-        ("nette,edf,d,ten,0,5\n", "row 2, isn't a run's .*'ten'"),
+        ("nette,edf,d,8,ten,0,5\n", "row 2, isn't a run's .*'ten'"),
     ],
 )
 def test_a_file_that_holds_something_else_is_told_in_a_line(text, told, tmp_path):
     path = tmp_path / "nette.csv"
-    path.write_text(f"experiment,method,data,ipc,seed,accuracies\nnette,edf,d,1,0,5\n{text}")
+    path.write_text(
+        f"experiment,method,data,resolution,ipc,seed,accuracies\nnette,edf,d,8,1,0,5\n{text}"
+    )
     with pytest.raises(UserError, match=told):
         rows.read(path)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.data.coresets import BASELINES
 from edf_jax.report import comparison
 from edf_jax.runs.files import RunFiles, open_run, selected
 from edf_jax.runs.grid import Plan
@@ -30,7 +31,7 @@ from experiments import rows
 from experiments.rows import Line, Row
 
 # What a run by itself measures, in the order of its rows; `distilled` is called after the method.
-_MEASURED = ("random", "initial", "distilled", "ours", "pytorch", "full")
+_MEASURED = (*BASELINES, "initial", "distilled", "ours", "pytorch", "full")
 _DISTILLED = ("distilled", "ours", "best_on_test", "best_on_held_out")
 _STRETCHES = 20
 _CURVES = {

@@ -33,6 +33,9 @@ _TABLE = re.compile(
 # What a set was made by, in words.
 _SETS = {
     "random": "random real images",
+    "herding": "herded real images",
+    "k_centre": "k-centre real images",
+    "real_soft": "random real images, soft labels",
     "initial": "initial images",
     "ours": "distilled by edf_jax",
     "pytorch": "distilled by the PyTorch steps",

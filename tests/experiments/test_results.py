@@ -74,14 +74,16 @@ def test_a_comparison_kept_makes_the_same_table(tmp_path):
 
 def test_a_run_kept_tells_each_set_that_it_measured(tmp_path):
     accuracies = {f"{kind}_accuracies": [60.0, 63.0] for kind in ("distilled", "best_on_test")}
-    run = make_run(tmp_path / "one", **accuracies, full_accuracies=[91.0])
+    accuracies |= {"herding_accuracies": [40.0], "full_accuracies": [91.0]}
+    run = make_run(tmp_path / "one", **accuracies)
     keep.keep(run, tmp_path / "all.csv")
     made = _filled("runs: one", tmp_path)
     assert "old" not in made and "random" not in made
+    assert "| one | herded real images | 40.0 ± 0.0 | 1 | 0.07 |" in made
     assert "| one | distilled, last | 61.5 ± 1.5 | 2 | 0.07 |" in made
     assert "| one | distilled, best on test | 61.5 ± 1.5 | 2 | 0.07 |" in made
     assert "| one | all real data (the experts) | 91.0 ± 0.0 | 1 | 0.07 |" in made
-    edf, _ = rows.read(tmp_path / "all.csv")
+    _, edf, _ = rows.read(tmp_path / "all.csv")
     assert (edf.method, edf.data, edf.ipc) == ("edf", "cluttered_digits", 2)
     metrics = keep.read_metrics(run, "distill")
     assert edf.skipped == sum(row["skipped"] for row in metrics)

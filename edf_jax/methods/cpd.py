@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
+from edf_jax.runtime.shapes import Selected, Theta
+
 # squared distances [P] -> which of them count [P], a constant for differentiation
-Selection = Callable[[jax.Array], jax.Array]
+Selection = Callable[[Theta], Selected]
 
 
 def common_pattern_dropout(drop: float) -> Selection | None:
@@ -30,7 +31,7 @@ def common_pattern_dropout(drop: float) -> Selection | None:
     if not drop:
         return None
 
-    def select(distances: jax.Array) -> jax.Array:
+    def select(distances: Theta) -> Selected:
         smallest_kept = jnp.sort(distances)[int(drop * distances.size)]
         return distances >= smallest_kept
 

@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.matching.iteration import Learnable
-from edf_jax.matching.iteration import outer_optimiser
-from edf_jax.matching.iteration import outer_step
-from edf_jax.methods import curriculum
 from edf_jax import distilled_set
-from edf_jax.distill import loop as distill
 from edf_jax.distill import pairs
-from edf_jax.matching.iteration import initial_state
+from edf_jax.matching.iteration import Learnable, initial_state, outer_optimiser, outer_step
+from edf_jax.methods import curriculum
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.training.trained import TrainedNetwork
 from tests import tiny

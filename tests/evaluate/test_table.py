@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from edf_jax import stages
 from edf_jax.evaluate import measure as bench
-from edf_jax.evaluate import table, teacher
+from edf_jax.evaluate import table
 from edf_jax.runs.statistics import Accuracies
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.trained import TrainedNetwork
@@ -33,10 +32,10 @@ def _figures(self, trial, on_epochs):
 
 def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     dataset = make_dataset()
-    monkeypatch.setattr(stages, "prepare", lambda config: dataset)
+    monkeypatch.setattr(table, "prepare", lambda config: dataset)
     monkeypatch.setattr(bench.Bench, "run", _figures)
     monkeypatch.setattr(
-        teacher, "get_teacher", lambda *_: TrainedNetwork(None, (), {}, "a net", accuracy=70.0)
+        table, "get_teacher", lambda *_: TrainedNetwork(None, (), {}, "a net", accuracy=70.0)
     )
     make_distilled(dataset).save(tmp_path / "mine.safetensors")
     sets = {"random": "", "mine": str(tmp_path / "mine.safetensors")}

@@ -126,7 +126,9 @@ def matching_loss(
     travelled = (start - target) ** 2
     if select is not None:
         kept = lax.stop_gradient(select(distances))
-        distances, travelled = (jnp.where(kept, x, 0) for x in (distances, travelled))
+        of_distances, of_travelled = kept if isinstance(kept, tuple) else (kept, kept)
+        distances = jnp.where(of_distances, distances, 0)
+        travelled = jnp.where(of_travelled, travelled, 0)
     return jnp.sum(distances) / jnp.sum(travelled)
 
 

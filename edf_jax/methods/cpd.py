@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from edf_jax.runtime.shapes import Selected, Theta
 
-# squared distances [P] -> which of them count [P], a constant for differentiation
-Selection = Callable[[Theta], Selected]
+# squared distances [P] -> which of them count [P], a constant for differentiation; or two of that,
+# for the distances and for the way that they are divided by
+Selection = Callable[[Theta], Selected | tuple[Selected, Selected]]
 
 
 def common_pattern_dropout(drop: float) -> Selection | None:

@@ -16,7 +16,8 @@ _RUN = {
         "edf", "fills every part that is 'auto', and sets its own numbers", choices=tuple(METHODS)
     ),
     "published": Key(
-        False, "whether the settings were published for this dataset and IPC (a label for people)"
+        False,
+        "whether the settings were published for this dataset, IPC and method (a label for people)",
     ),
     "settings_of": Key(
         "", "the published dataset and IPC that the settings are those of (a label for people)"

@@ -270,6 +270,13 @@ _EVALUATE = {
     "evaluate.kd_batch": Key(
         0, "their batch size; 0 is the protocol's own", "RDED (2312.03526)", at_least=0
     ),
+    "evaluate.bn_updates": Key(
+        1,
+        "rded protocol: how often a step moves batch-norm statistics; 2 as the official code does, "
+        "which shows the unmixed batch first",
+        at_least=1,
+        at_most=2,
+    ),
     "evaluate.num": Key(5, "networks trained from scratch", at_least=1),
     "evaluate.epochs": Key(1000, "E_eval; one more is run", _EDF, at_least=1),
     "evaluate.batch": Key(128, "batch size", _EDF, at_least=1),

@@ -35,7 +35,9 @@ _TITLES = {
 _METHODS = """\
 ## What each method sets
 
-Parts stand where the config says `auto`; numbers stand unless you give the key yourself.
+Parts stand where the config says `auto`; numbers stand unless you give the key yourself, or the
+config file shows others for the method and IPC. Until then such a number is `None` in a config:
+change `config.method` as you like, `edf_jax.config.resolve` decides at the end.
 """
 
 

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from edf_jax.models import block
+
 NORM_EPSILON = 1e-5
 
 _ZEROS = nn.initializers.zeros  # parameters are drawn by `initialisation`
@@ -68,6 +70,16 @@ def _narrowed(result: jax.Array, x: jax.Array) -> jax.Array:
     return result.astype(x.dtype) if jnp.finfo(x.dtype).bits < 32 else result
 
 
+def _instance_norm(x, scale, bias, relu_pool=False):
+    wide = _widened(x)
+    shifted, mean, variance = block.moments(wide)
+    factor = jax.lax.rsqrt(variance + NORM_EPSILON) * scale
+    offset = bias - mean * factor
+    if relu_pool:
+        return _narrowed(block.affine_relu_pool(shifted, factor, offset), x)
+    return _narrowed(shifted * factor + offset, x)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of `[n, H, W, C]`, affine per channel (biased variance, eps 1e-5).
 
@@ -78,12 +90,15 @@ class GroupNorm(nn.Module):
     """
 
     groups: int | None = None
+    relu_pool: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", _ZEROS, (channels,))
+        if self.groups is None:
+            return _instance_norm(x, scale, bias, self.relu_pool)
         groups = (channels,) if self.groups is None else (self.groups, channels // self.groups)
         grouped = _widened(x).reshape(*x.shape[:-1], *groups)
         axes = (1, 2) if self.groups is None else (1, 2, 4)

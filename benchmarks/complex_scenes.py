@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax import comparison, console, preemption, storage
-from edf_jax.cells import Plan, make_plan
 from edf_jax.compare import compare, run_in_child
-from edf_jax.config import default_config, set_keys
+from edf_jax.config.resolve import default_config, set_keys
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import split_by_class
+from edf_jax.report import comparison
+from edf_jax.runs.grid import Plan, make_plan
+from edf_jax.runtime import console, preemption, storage
 
 _METHODS = ("mtt", "datm", "edf")
 _ABLATIONS: dict[str, dict[str, Any]] = {
@@ -183,7 +184,7 @@ def run(
 
 
 def _flat(config) -> dict[str, Any]:
-    from edf_jax.config import flatten
+    from edf_jax.config.resolve import flatten
 
     return flatten(config)
 

@@ -22,15 +22,18 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax import console, randomness, storage, synthetic
-from edf_jax.config import resolve
-from edf_jax.errors import UserError
+from edf_jax import distilled_set
+from edf_jax.config.resolve import resolve
+from edf_jax.distilled_set import DistilledSet
 from edf_jax.evaluate.stage import make_evaluator
-from edf_jax.experts import network_for, open_experts
-from edf_jax.progress import Progress
-from edf_jax.run import Run
-from edf_jax.stages import prepare, run_stages
-from edf_jax.synthetic import DistilledSet
+from edf_jax.experts.train import open_experts
+from edf_jax.models.choose import network_for
+from edf_jax.runs.folder import Run
+from edf_jax.runs.prepare import prepare
+from edf_jax.runtime import console, randomness, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.progress import Progress
+from edf_jax.stages import run_stages
 
 _SETS = ("initial", "ours", "pytorch")
 
@@ -42,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from edf_jax import devices, preemption
-    from edf_jax.main import parse
+    from edf_jax.config.flags import parse
+    from edf_jax.runtime import devices, preemption
 
     values = parse(argv, _define_flags)
     config = resolve(values.config)
@@ -100,11 +103,11 @@ def pytorch_set(config, workdir: pathlib.Path) -> DistilledSet:
 
     path = workdir / "pytorch" / "last.safetensors"
     if path.exists():
-        return synthetic.load(path)
+        return distilled_set.load(path)
     dataset = prepare(config)
     store = open_experts(config, dataset, workdir)
     work = Distillation(config, network_for(config, dataset.info), store, config.seed)
-    initial = synthetic.load(workdir / "distilled" / "step_0.safetensors")
+    initial = distilled_set.load(workdir / "distilled" / "step_0.safetensors")
     rows: list[dict[str, float]] = []
     with Progress("pytorch", config.distill.iterations, "iteration") as bar:
 
@@ -138,7 +141,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"num_eval": config.evaluate.num, "seed": config.seed}
     found = {}
     for name, path in paths.items():
-        measured = synthetic.load(path)
+        measured = distilled_set.load(path)
         found[name] = evaluator(
             measured.images, measured.labels, measured.alpha, key, num=config.evaluate.num
         )

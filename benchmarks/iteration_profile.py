@@ -27,7 +27,12 @@ import numpy as np
 from benchmarks import ours, problems
 from benchmarks.harness import print_bench, significant
 from benchmarks.sizes import Sizes, parse_sizes
-from edf_jax import augment, costs, devices, losses, matching, microbatch, parallel
+from edf_jax.matching import gradient as matching
+from edf_jax.methods import dsa
+from edf_jax.methods.cpd import common_pattern_dropout
+from edf_jax.plan import costs
+from edf_jax.runtime import devices
+from edf_jax.training import losses, microbatch, parallel
 
 _CROP = 0.25
 _TOP = 15
@@ -141,7 +146,7 @@ def _machine(precision: str) -> tuple[float, float]:
 
 def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
     network = problems.convnet(sizes)
-    select = matching.common_pattern_dropout(sizes.drop)
+    select = common_pattern_dropout(sizes.drop)
     batch = min(sizes.batch, sizes.num_images)
     # What one device computes at a time, and how often.
     share = -(-batch // parallel.data_shares(problems.config(sizes), network, batch))
@@ -161,8 +166,8 @@ def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
         return jax.jvp(lambda t: loss(t, seen, labels), (theta,), (v,))[1]
 
     def augmented(uniforms, x, *, op):
-        draws = augment.Draws(jnp.int32(0), uniforms)
-        return augment.apply_dsa(draws, x, strategy=op, crop_ratio=_CROP)
+        draws = dsa.Draws(jnp.int32(0), uniforms)
+        return dsa.apply_dsa(draws, x, strategy=op, crop_ratio=_CROP)
 
     def transposed(uniforms, x, cotangent, *, op):
         return jax.vjp(lambda y: augmented(uniforms, y, op=op), x)[1](cotangent)[0]
@@ -183,7 +188,7 @@ def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
             theta, target, theta + 1, select=select,
         ),
     ]
-    names = augment.parse_strategy(augment.FULL_STRATEGY)
+    names = dsa.parse_strategy(dsa.FULL_STRATEGY)
     for name in names:
         often = steps / len(names)
         parts.append(_part(f"augment: {name}", 2 * often, augmented, uniforms, seen, op=name))

@@ -17,10 +17,12 @@ import pathlib
 import sys
 from typing import Any
 
-from edf_jax import comparison, console, report, storage
-from edf_jax.errors import UserError
-from edf_jax.metrics import read_metrics
-from edf_jax.run_files import open_run, write_file
+from edf_jax.report import comparison
+from edf_jax.report import page as report
+from edf_jax.runs.files import open_run, write_file
+from edf_jax.runs.metrics import read_metrics
+from edf_jax.runtime import console, storage
+from edf_jax.runtime.errors import UserError
 
 # Of the rows: what no curve shows.
 _LEFT_OUT = ("gradient_alpha", "gradient_images", "gradient_labels", "num_images", "num_networks")

@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import problems
-from benchmarks.sizes import ALPHA, CLASSES, MEAN, STD, Sizes
-from edf_jax import devices, experts, iteration, memory, training
+from benchmarks.sizes import ALPHA, MEAN, STD, Sizes
 from edf_jax.data import Normalisation
 from edf_jax.evaluate import Evaluator
+from edf_jax.experts import train as experts
+from edf_jax.matching import iteration
+from edf_jax.matching.pixel_weight import make_weight
 from edf_jax.models import torch_layout
+from edf_jax.plan import memory
+from edf_jax.runtime import devices
+from edf_jax.training import loop as training
+from edf_jax.training.trained import TrainedNetwork
 
 NORMALISATION = Normalisation(MEAN, STD)
 
@@ -173,14 +179,13 @@ class Maps:
     def __init__(self, sizes: Sizes, problem: dict[str, np.ndarray]):
         network = problems.cam_network(sizes)
         stats = [problem[name] for name in sorted(problem) if name.startswith("stats_")]
-        cam = iteration.CamNetwork(
+        cam = TrainedNetwork(
             network,
             jnp.asarray(problem["theta"]),
             torch_layout.stats_from_torch(network, stats),
-            jnp.arange(CLASSES),
             sizes.cam,
         )
-        self._weigh = iteration.make_weight(problems.config(sizes), cam)
+        self._weigh = make_weight(problems.config(sizes), cam)
         self._values = iteration.Learnable(
             jnp.asarray(problem["images"]), jnp.asarray(problem["labels"]), jnp.float32(0)
         )

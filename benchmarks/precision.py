@@ -22,7 +22,13 @@ from benchmarks import problems
 from benchmarks.harness import print_bench, significant
 from benchmarks.ours import NORMALISATION
 from benchmarks.sizes import ALPHA, CLASSES, Sizes, parse_sizes
-from edf_jax import augment, devices, experts, losses, matching, training
+from edf_jax.experts import train as experts
+from edf_jax.matching import gradient as matching
+from edf_jax.methods import dsa
+from edf_jax.methods.cpd import common_pattern_dropout
+from edf_jax.runtime import devices
+from edf_jax.training import loop as training
+from edf_jax.training import losses
 
 # Of the expert.
 _RATE = 0.01
@@ -81,7 +87,7 @@ class _Task:
         )
         # Drawn here once: the same keys give other numbers where float64 is on.
         size = batches.indices.shape[1]
-        draws: Any = jax.vmap(lambda key: augment.draw_dsa(key, size))(batches.keys)
+        draws: Any = jax.vmap(lambda key: dsa.draw_dsa(key, size))(batches.keys)
         self._batches = jax.tree.map(np.asarray, batches._replace(keys=draws))
 
     def gradient(self, precision: str, dtype) -> dict[str, np.ndarray]:
@@ -93,14 +99,14 @@ class _Task:
         """
         devices.set_precision(precision)
         network = problems.convnet(dataclasses.replace(self._sizes, precision=precision))
-        select = matching.common_pattern_dropout(self._sizes.drop)
+        select = common_pattern_dropout(self._sizes.drop)
 
         def loss(theta, images, labels, mask):
             logits = network.apply(theta, images, train=True)
             return losses.soft_cross_entropy(logits, labels, mask)
 
         def transform(draws, images):
-            return augment.apply_dsa(draws, images, crop_ratio=0.25)
+            return dsa.apply_dsa(draws, images, crop_ratio=0.25)
 
         @jax.jit
         def match(*arrays):

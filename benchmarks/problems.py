@@ -15,9 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.sizes import CLASSES, VARIANTS, Sizes
-from edf_jax import augment, costs, devices, matching, schema
-from edf_jax.convolution import choose_convolution
+from edf_jax.config import schema
+from edf_jax.matching import gradient as matching
+from edf_jax.methods import dsa
+from edf_jax.methods.family import METHODS
 from edf_jax.models import Network, build_network, torch_layout
+from edf_jax.models.convolution import choose_convolution
+from edf_jax.plan import costs
+from edf_jax.runtime import devices
 
 # A gradient is worth three forward passes, a step of GSAM two gradients, a step of matching a
 # gradient forwards and a gradient of jvp backwards.
@@ -29,7 +34,7 @@ _TEST_BATCH = 256
 def config(sizes: Sizes) -> SimpleNamespace:
     """The parts of a config that the functions under test read: EDF's, with these sizes."""
     changes = {
-        **schema.METHODS["edf"],
+        **METHODS["edf"],
         "precision": sizes.precision,
         "model.convolution": sizes.convolution,
         "distill.ipc": sizes.ipc,
@@ -127,7 +132,7 @@ def _forward_flops(network: Network) -> int:
 
 def _draws(keys: jax.Array, batch: int, strategy: str) -> tuple[jax.Array, jax.Array]:
     """The op of each step and its uniform draws `[..., batch, 3]`."""
-    draw = lambda key: augment.draw_dsa(key, batch, strategy=strategy)  # noqa: E731
+    draw = lambda key: dsa.draw_dsa(key, batch, strategy=strategy)  # noqa: E731
     for _ in keys.shape:
         draw = jax.vmap(draw)
     draws = draw(keys)
@@ -154,7 +159,7 @@ def _matching(sizes: Sizes):
                 key, sizes.num_images, sizes.batch, sizes.syn_steps
             )
             ops, uniforms = _draws(
-                batches.keys, batches.indices.shape[1], augment.FULL_STRATEGY
+                batches.keys, batches.indices.shape[1], dsa.FULL_STRATEGY
             )
             full = jnp.full(sizes.syn_steps, batches.indices.shape[1])
             counts = full if batches.mask is None else jnp.sum(batches.mask, 1).astype(int)
@@ -180,7 +185,7 @@ def _epoch_draws(sizes: Sizes, key: jax.Array, index: int, count: int):
     size = min(sizes.batch, count)
     steps = jax.random.split(step_key, -(-count // size))
     augment_keys = jax.vmap(lambda step: jax.random.split(step)[0])(steps)
-    ops, uniforms = _draws(augment_keys, size, augment.FULL_STRATEGY)
+    ops, uniforms = _draws(augment_keys, size, dsa.FULL_STRATEGY)
     return jax.random.permutation(order_key, count), ops, uniforms
 
 
@@ -237,7 +242,7 @@ def _maps(sizes: Sizes):
         arrays[f"stats_{index:03d}"] = stat
     passes = 1
     if sizes.method != "grad_cam":
-        from edf_jax import gradcam
+        from edf_jax.methods import gradcam
 
         shape = (gradcam.NOISE_SAMPLES, *arrays["images"].shape)
         noise = [jax.random.normal(key_of(v), shape) * gradcam.NOISE_STD for v in range(VARIANTS)]

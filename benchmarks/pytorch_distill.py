@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from benchmarks.pytorch_common import load, soft_cross_entropy
 from benchmarks.pytorch_layers import ConvNet, dsa
-from edf_jax.augment import FULL_STRATEGY, parse_strategy
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.methods.dsa import FULL_STRATEGY, parse_strategy
 from edf_jax.models import torch_layout
-from edf_jax.synthetic import DistilledSet
-from edf_jax.trajectories import TrajectoryStore
 
 
 class Distillation:
@@ -45,8 +45,8 @@ class Distillation:
         self._options, self._config = config.distill, config
         self._rng = np.random.default_rng(seed)
         height, _, _ = network.image_shape
-        depth = sum(name.endswith("weight") and len(s) == 4 for name, s, *_ in network.param_table)
-        width = network.param_table[0][1][0]
+        depth = sum(len(shape) == 4 for _, shape in network.param_table)
+        width = network.param_table[0][1][-1]
 
         def snapshot(expert: int, epoch: int) -> Tensor:
             theta = store.snapshot(expert, epoch)

@@ -21,16 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import console, distill, gradcam, losses, randomness
-from edf_jax.cam_network import choose_cam_network
-from edf_jax.config import default_config, flatten
+from edf_jax.config.resolve import default_config, flatten
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import training_opacity
-from edf_jax.errors import UserError
-from edf_jax.experts import network_for, open_experts
-from edf_jax.iteration import Learnable, make_weight
-from edf_jax.run_files import open_run
-from edf_jax.synthetic import DistilledSet
+from edf_jax.distill import loop as distill
+from edf_jax.distill.cam_network import choose_cam_network
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.experts.train import open_experts
+from edf_jax.matching.iteration import Learnable
+from edf_jax.matching.pixel_weight import make_weight
+from edf_jax.methods import gradcam
+from edf_jax.models.choose import network_for
+from edf_jax.runs.files import open_run
+from edf_jax.runtime import console, randomness
+from edf_jax.runtime.errors import UserError
+from edf_jax.training import losses
 
 _PAIRS = 8
 

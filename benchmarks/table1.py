@@ -19,8 +19,9 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax import console, storage
-from edf_jax.errors import UserError
+from edf_jax.config.flags import parse
+from edf_jax.runtime import console, storage
+from edf_jax.runtime.errors import UserError
 
 _TABLE = pathlib.Path(__file__).with_name("table1.json")
 _METHODS = ("edf", "datm", "ftd", "mtt")
@@ -215,9 +216,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def dry_run(chosen: Sequence[Cell]) -> None:
     """Prints each cell's plan in short, and the experts' once."""
-    from edf_jax import main, plan
-    from edf_jax.config import resolve
+    from edf_jax.config.resolve import resolve
     from edf_jax.data.describe import describe_dataset
+    from edf_jax.plan import plan
 
     def define(values) -> None:
         for name in ("workdir", "stage"):
@@ -226,7 +227,7 @@ def dry_run(chosen: Sequence[Cell]) -> None:
     experts: dict[tuple[str, str], tuple[float, float | None]] = {}
     advice = ""
     for cell in chosen:
-        config = resolve(main.parse(["table1", *cell.flags], define).config)
+        config = resolve(parse(["table1", *cell.flags], define).config)
         data = describe_dataset(config.data)
         made = plan.make_plan(config, data, cell.folder)
         if cell.method != _TEACHER:

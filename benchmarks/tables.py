@@ -18,8 +18,9 @@ import re
 import sys
 from typing import Any
 
-from edf_jax import comparison, console, storage
-from edf_jax.errors import UserError
+from edf_jax.report import comparison
+from edf_jax.runtime import console, storage
+from edf_jax.runtime.errors import UserError
 
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "results.md"
 _TABLE = re.compile(r"(<!-- table: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -21,12 +21,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from benchmarks.scene_maps import digit_opacity, finished_run
-from edf_jax import comparison, console, devices, extending, preemption, stages
-from edf_jax.cells import Cell, Plan
-from edf_jax.config import resolve
+from edf_jax import extending, stages
+from edf_jax.config.resolve import resolve
 from edf_jax.data import load_dataset
-from edf_jax.errors import UserError
-from edf_jax.run import Run
+from edf_jax.report import comparison
+from edf_jax.runs.folder import Run
+from edf_jax.runs.grid import Cell, Plan
+from edf_jax.runtime import console, devices, preemption
+from edf_jax.runtime.errors import UserError
 
 METHOD = "true_maps"
 _LABEL = "edf, true maps"

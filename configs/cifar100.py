@@ -9,7 +9,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: see DATM (2310.05773) and EDF (2410.17193); none is repeated here unmeasured.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

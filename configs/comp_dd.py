@@ -14,7 +14,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: none was published with these settings in a form to compare with.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "bird_easy_ipc10"):

@@ -18,7 +18,7 @@ Published accuracy of other methods (%, width 128) at IPC 1, 10, 50: DC 70.5, 82
 DSA 70.6, 84.6, 88.7.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 _GPU = {
     "experts.num": 20,

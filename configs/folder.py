@@ -17,7 +17,7 @@ photos gave 46.1% on 600 others of the same making, random real images 32.6%; cr
 overlap, so this says nothing of real photos.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 _LAPTOP = {
     "data.source": "folder",

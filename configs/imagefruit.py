@@ -15,7 +15,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 64.4):
      50    33.6     -     -  50.2  53.2
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

@@ -15,7 +15,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 65.2):
      50    38.0     -     -  56.8  58.2
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

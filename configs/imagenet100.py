@@ -21,7 +21,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 56.4):
 To be expected only with the authors' own classes and settings.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

@@ -17,7 +17,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 87.8):
      50    60.4     -     -  75.4  77.8
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

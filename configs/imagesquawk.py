@@ -15,7 +15,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 86.4):
      50    52.8     -     -  71.0  74.8
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

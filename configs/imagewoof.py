@@ -15,7 +15,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 66.5):
      50    28.2     -     -  47.1  48.4
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

@@ -15,7 +15,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 83.2):
      50    54.6     -     -  70.2  73.2
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

@@ -12,7 +12,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: not published for this method, not measured.
 """
 
-from edf_jax import published
+from edf_jax.config import published
 
 
 def get_config(variant: str = "ipc10"):

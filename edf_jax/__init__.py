@@ -11,15 +11,15 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edf_jax.synthetic import DistilledSet as DistilledSet
-    from edf_jax.synthetic import load as load
+    from edf_jax.distilled_set import DistilledSet as DistilledSet
+    from edf_jax.distilled_set import load as load
 
 _FROM_SYNTHETIC = ("DistilledSet", "load")
 
 
 def __getattr__(name: str) -> Any:
     if name in _FROM_SYNTHETIC:
-        from edf_jax import synthetic
+        from edf_jax import distilled_set as synthetic
 
         return getattr(synthetic, name)
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):

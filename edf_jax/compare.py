@@ -25,11 +25,21 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax import comparison, console, preemption, storage
-from edf_jax.cells import ABLATIONS, Cell, Plan, make_plan, names_of
-from edf_jax.config import METHODS, flatten
-from edf_jax.errors import UserError
-from edf_jax.evaluate.baselines import BASELINES
+from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.resolve import METHODS, flatten
+from edf_jax.data.coresets import BASELINES
+from edf_jax.evaluate.real_baselines import real_networks
+from edf_jax.evaluate.stage import measure_baseline
+from edf_jax.evaluate.teacher import get_teacher
+from edf_jax.experts.train import open_experts, train_experts
+from edf_jax.report import comparison
+from edf_jax.runs.folder import Run
+from edf_jax.runs.grid import ABLATIONS, Cell, Plan, make_plan, names_of
+from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.runs.prepare import prepare
+from edf_jax.runtime import console, devices, preemption, storage
+from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.stages import run_stages
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -65,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from edf_jax.main import default_workdir, given_keys, parse
 
     values = parse(argv, _define_flags)
     console.speak_in_lines()
@@ -142,9 +151,6 @@ def _digest(cell: Cell) -> str:
 
 def run_cell(cell: Cell, command: str) -> None:
     """Makes a cell's result, in this process."""
-    from edf_jax import devices
-    from edf_jax.run import Run
-    from edf_jax.stages import run_stages
 
     devices.set_up(cell.config.precision, deterministic=cell.config.deterministic)
     with Run(cell.workdir, cell.config, command) as run:
@@ -162,9 +168,6 @@ def run_cell(cell: Cell, command: str) -> None:
 
 def _measure_baseline(run, name: str) -> Mapping[str, Any]:
     """The figures of real images, by the same evaluation."""
-    from edf_jax.evaluate.stage import measure_baseline
-    from edf_jax.evaluate.teacher import get_teacher
-    from edf_jax.stages import prepare
 
     config = run.config
     with run.stage("prepare"):
@@ -185,9 +188,6 @@ def _measure_baseline(run, name: str) -> Mapping[str, Any]:
 
 def _experts(config, dataset, workdir: pathlib.Path):
     """The experts as baselines use them, trained if they aren't there."""
-    from edf_jax.experts import open_experts, train_experts
-    from edf_jax.metrics import MetricsWriter
-    from edf_jax.stages import real_networks
 
     store = open_experts(config, dataset, workdir)
     with MetricsWriter(workdir, tensorboard=False) as metrics:
@@ -226,7 +226,7 @@ def run_in_child(cell: Cell, command: str, *, config_file: str | None = None) ->
             asked = True
             child.terminate()
     if preemption.asked():
-        raise preemption.Preempted("asked to stop by SIGTERM")
+        raise Preempted("asked to stop by SIGTERM")
     if child.exitcode == console.INTERRUPTED:
         raise KeyboardInterrupt
     if child.exitcode:

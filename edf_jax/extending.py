@@ -10,19 +10,19 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edf_jax import gradcam, parts
-from edf_jax.config import AUTO, METHODS, SCHEMA
+from edf_jax.config.resolve import AUTO, METHODS, SCHEMA
 from edf_jax.data import load
 from edf_jax.data.sources import Source
+from edf_jax.methods import family, gradcam
 from edf_jax.models import register_network
 
 # The keys whose choices are entries of a table.
 _TABLES: dict[str, dict[str, Any]] = {
-    "distill.loss_mask": parts.LOSS_MASKS,
-    "distill.start_schedule": parts.START_BOUNDS,
-    "distill.labels": parts.LABELS,
-    "distill.gradient": parts.THROUGH_STEPS,
-    "experts.schedule": parts.EXPERT_SCHEDULES,
+    "distill.loss_mask": family.LOSS_MASKS,
+    "distill.start_schedule": family.START_BOUNDS,
+    "distill.labels": family.LABELS,
+    "distill.gradient": family.THROUGH_STEPS,
+    "experts.schedule": family.EXPERT_SCHEDULES,
     "cam.method": gradcam.METHODS,
 }
 
@@ -33,7 +33,7 @@ def add_part(key: str, name: str, part: Any) -> None:
     Args:
         key: such as `distill.loss_mask`.
         name: what a config calls it.
-        part: what the entries of that table are (`edf_jax.parts`, `gradcam.METHODS`).
+        part: what the entries of that table are (`edf_jax.methods.family`, `gradcam.METHODS`).
 
     Raises:
         ValueError: the key is none whose choices can be added to.

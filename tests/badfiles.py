@@ -182,14 +182,14 @@ def _safetensors(header: bytes, body: bytes = b"") -> bytes:
 
 
 def _run(folder: Path, **values) -> None:
-    from edf_jax.config import default_config, flatten, resolve
+    from edf_jax.config.resolve import default_config, flatten, resolve
 
     config = resolve(default_config(**values))
     (folder / "config.json").write_text(json.dumps(flatten(config)))
 
 
 def _store(folder: Path) -> None:
-    from edf_jax.trajectories import TrajectoryStore
+    from edf_jax.experts.trajectories import TrajectoryStore
 
     settings = {"seed": 123, "num_params": 5}
     TrajectoryStore(folder).create({"settings": settings, "group_size": 2, "num_experts": 4})

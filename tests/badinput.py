@@ -94,7 +94,7 @@ def command_cases() -> Iterator[Case]:
 
 def value_cases() -> Iterator[Case]:
     """Keys with impossible values, by themselves and beside others."""
-    from edf_jax.schema import SCHEMA
+    from edf_jax.config.schema import SCHEMA
 
     for name, key in SCHEMA.items():
         yield _demo(f"--config.{name}s=1")
@@ -187,7 +187,7 @@ def file_cases() -> Iterator[Case]:
 
 def generated_cases(count: int) -> list[Case]:
     """Misspelt keys and values out of range, drawn by hypothesis; the same at every call."""
-    from edf_jax.schema import SCHEMA
+    from edf_jax.config.schema import SCHEMA
 
     groups = {name.rpartition(".")[0] for name in SCHEMA} | set(SCHEMA)
     letters = st.characters(codec="ascii", categories=("Ll", "Nd"))

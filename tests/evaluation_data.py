@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from edf_jax.config import default_config, resolve
+from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import Dataset, DatasetInfo, Normalisation, Split
-from edf_jax.synthetic import DistilledSet, hard_labels
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.methods.soft_labels import hard_labels
 
 CLASSES = ("dark", "upper", "lower")
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import harness, processes
 from benchmarks.sizes import PRESETS, parse_sizes
-from edf_jax import augment
+from edf_jax.methods import dsa as augment
 
 _TINY = [
     "--width=4", "--depth=1", "--resolution=8", "--ipc=1", "--batch=6", "--syn_steps=2",

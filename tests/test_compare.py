@@ -15,11 +15,14 @@ import time
 import numpy as np
 import pytest
 
-from edf_jax import compare, comparison, report, storage
-from edf_jax.cells import ABLATIONS, make_plan, names_of
-from edf_jax.config import default_config, flatten, parse_variant
-from edf_jax.errors import UserError
-from edf_jax.metrics import open_metrics
+from edf_jax import compare
+from edf_jax.config.resolve import default_config, flatten, parse_variant
+from edf_jax.report import comparison
+from edf_jax.report.__main__ import main
+from edf_jax.runs.grid import ABLATIONS, make_plan, names_of
+from edf_jax.runs.metrics import open_metrics
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
 
 _TINY = {
     "data.resolution": 16,
@@ -282,13 +285,13 @@ def test_the_tables_are_made_again_from_the_logs(tmp_path, capsys):
     (run / "config.json").write_text("{}")
     (run / "result.json").write_text(json.dumps({"distilled_mean": 33.0}))
     capsys.readouterr()
-    assert report.main([str(tmp_path / "moved"), str(run)]) == 0
+    assert main([str(tmp_path / "moved"), str(run)]) == 0
     printed = capsys.readouterr().out
     assert comparison.to_markdown(rows) in printed and "| run | 33.0 |" in printed
-    assert report.main([str(tmp_path / "moved"), "--csv"]) == 0
+    assert main([str(tmp_path / "moved"), "--csv"]) == 0
     assert capsys.readouterr().out == (tmp_path / "moved" / "table.csv").read_text()
     (tmp_path / "moved" / "comparison.json").write_text("{}")
-    assert report.main([str(tmp_path / "moved")]) == 2
+    assert main([str(tmp_path / "moved")]) == 2
     assert "comparison.json can't be read" in capsys.readouterr().err
 
 

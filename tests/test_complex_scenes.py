@@ -9,9 +9,11 @@ import pytest
 
 from benchmarks import complex_scenes, scene_maps, true_maps
 from configs.cluttered_digits import get_config
-from edf_jax import compare, comparison, gradcam, main, synthetic
-from edf_jax.config import SCHEMA
+from edf_jax import compare, distilled_set, main
+from edf_jax.config.resolve import SCHEMA
 from edf_jax.data import load_dataset
+from edf_jax.methods import gradcam
+from edf_jax.report import comparison
 from tests.tiny_run import arguments
 
 
@@ -116,8 +118,8 @@ def test_maps_and_dropped_shares_are_told_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(gradcam.METHODS, true_maps.METHOD, None)
     assert 0 <= true_maps.run_again(run, again, "")["distilled_mean"] <= 100
     first, last = ("distilled/step_0.safetensors", "distilled/last.safetensors")
-    np.testing.assert_array_equal(*(synthetic.load(path / first).images for path in (run, again)))
-    images, others = (synthetic.load(path / last).images for path in (run, again))
+    np.testing.assert_array_equal(*(distilled_set.load(path / first).images for path in (run, again)))
+    images, others = (distilled_set.load(path / last).images for path in (run, again))
     assert not np.array_equal(images, others)
     table = {"title": "digits", "rows": {"edf": ["a"]}, "experts": {}}
     cell = {"name": "edf", "folder": "cells/edf/seed_0", "kind": "method", "baseline": ""}

@@ -16,11 +16,14 @@ import jax
 import numpy as np
 import pytest
 
-from edf_jax import export, main, plan, synthetic
-from edf_jax.config import resolve
+from edf_jax import distilled_set, main
+from edf_jax.config.flags import parse
+from edf_jax.config.resolve import resolve
+from edf_jax.config.schema import SCHEMA
 from edf_jax.data import Normalisation, describe_dataset
-from edf_jax.schema import SCHEMA
-from edf_jax.synthetic import DistilledSet
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.export import write as export
+from edf_jax.plan import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -129,7 +132,7 @@ def test_commands_in_the_docs_are_right(page, words):
     assert importlib.util.find_spec(module) is not None, f"{page} names {module}"
     left_open = any("..." in argument or "$" in argument for argument in arguments)
     if module == "edf_jax.main" and arguments != ["--help"] and not left_open:
-        resolve(main.parse(["main", *arguments], main._define_flags).config)
+        resolve(parse(["main", *arguments], main._define_flags).config)
 
 
 def test_config_keys_named_in_the_docs_exist():
@@ -145,7 +148,7 @@ def test_the_photos_to_try_with_are_what_the_quickstart_says(tmp_path):
     script = [sys.executable, str(DOCS / "make_photos.py"), "photos"]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
     flags = ["--config=configs/folder.py:laptop", f"--config.data.path={tmp_path / 'photos'}"]
-    config = resolve(main.parse(["main", *flags], main._define_flags).config)
+    config = resolve(parse(["main", *flags], main._define_flags).config)
     made = plan.make_plan(config, describe_dataset(config.data))
     assert (made.data.num_classes, made.data.num_train, made.data.num_test) == (4, 160, 40)
     assert made.warnings == ()
@@ -243,7 +246,7 @@ def test_the_tfds_block_runs(exported, capsys):
 def test_reading_a_run_from_a_program(exported):
     names = _run(_section(DOCS / "reading-the-results.md", "From a program"))
     assert names["losses"] == [0.9] and names["accuracy"] == 30.0
-    assert isinstance(names["distilled"], synthetic.DistilledSet)
+    assert isinstance(names["distilled"], distilled_set.DistilledSet)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import equal_footing
-from edf_jax import synthetic
+from edf_jax import distilled_set
 from tests.tiny_run import arguments
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def test_without_random_draws_both_sets_are_the_same(tmp_path, capsys):
     told = json.loads(printed.splitlines()[-1].removeprefix("FOOTING "))
     assert told["within_noise"] in (True, False) and told["ours_mean"] > 0
     first, ours, theirs = (
-        synthetic.load(tmp_path / "run" / name)
+        distilled_set.load(tmp_path / "run" / name)
         for name in (
             "distilled/step_0.safetensors", "distilled/last.safetensors",
             "pytorch/last.safetensors",

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import extending, main, parts, plan
-from edf_jax.cells import make_plan, names_of
-from edf_jax.config import METHODS, SCHEMA, default_config, resolve
+from edf_jax import extending, main
+from edf_jax.config.flags import parse
+from edf_jax.config.resolve import METHODS, SCHEMA, default_config, resolve
 from edf_jax.data import describe_dataset, load
+from edf_jax.distilled_set import load as load_set
+from edf_jax.methods import family
 from edf_jax.models import network_names, registry
-from edf_jax.synthetic import load as load_set
+from edf_jax.plan import plan
+from edf_jax.runs.grid import make_plan, names_of
 
 _PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 _SMALL = {
@@ -36,7 +39,7 @@ _SMALL = {
 @pytest.fixture(autouse=True)
 def _as_before():
     """What an example adds is taken away again."""
-    tables = [METHODS, SCHEMA, load.OPENERS, parts.LOSS_MASKS]
+    tables = [METHODS, SCHEMA, load.OPENERS, family.LOSS_MASKS]
     copies = [dict(table) for table in tables]
     families, names = list(registry._FAMILIES), list(registry._NAMES)
     yield
@@ -74,7 +77,7 @@ def test_the_page_has_three_examples_and_all_are_run_here():
 
 
 def _parsed(argv):
-    return main.parse(argv, main._define_flags).config
+    return parse(argv, main._define_flags).config
 
 
 @pytest.mark.parametrize("name", ["band.py", "allconv.py", "stripes.py"])
@@ -93,7 +96,7 @@ def test_a_method_is_a_function_and_a_name(example, tmp_path):
     assert distilled.config["distill.loss_mask"] == "middle_band"
     assert distilled.config["distill.pixel_weight"] == "dae"
     # The part does what it says.
-    select = parts.LOSS_MASKS["middle_band"](resolve(_parsed(argv)).distill)
+    select = family.LOSS_MASKS["middle_band"](resolve(_parsed(argv)).distill)
     kept = np.asarray(select(jnp.arange(1000.0)))
     assert kept[:249].sum() == 0 and kept[251:988].all() and kept[991:].sum() == 0
 

@@ -12,9 +12,10 @@ import time
 
 import pytest
 
-from edf_jax import storage
-from edf_jax.main import main, parse
-from edf_jax.metrics import read_metrics
+from edf_jax.config.flags import parse
+from edf_jax.main import main
+from edf_jax.runs.metrics import read_metrics
+from edf_jax.runtime import storage
 from tests import badinput, tiny_run
 
 _SETTINGS = {
@@ -135,7 +136,7 @@ def test_a_disk_that_fills_up_is_told_in_a_line_and_the_run_continues(
 
 
 def test_rows_that_cannot_be_written_end_the_run_in_a_line(whole, capsys, monkeypatch):
-    from edf_jax.metrics import MetricsWriter
+    from edf_jax.runs.metrics import MetricsWriter
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(whole / "metrics.jsonl"))

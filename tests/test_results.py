@@ -8,10 +8,11 @@ import re
 import pytest
 
 from benchmarks import keep_logs, tables
-from edf_jax import comparison, report
-from edf_jax.errors import UserError
+from edf_jax.report import comparison
+from edf_jax.report.__main__ import main
+from edf_jax.runtime.errors import UserError
 from tests import test_compare
-from tests.test_report import make_run
+from tests.report.test_report import make_run
 
 _DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 _KEPT = sorted(path for path in (_DOCS / "results").glob("*") if path.is_dir())
@@ -26,7 +27,7 @@ def test_the_pages_tables_are_what_the_logs_say():
 
 def test_the_report_of_all_logs_holds_each_table(capsys):
     assert _KEPT
-    assert report.main(["--table", *map(str, _KEPT)]) == 0
+    assert main(["--table", *map(str, _KEPT)]) == 0
     printed = capsys.readouterr().out
     for folder in _KEPT:
         if comparison.is_comparison(folder):
@@ -64,7 +65,7 @@ def test_logs_are_kept_without_arrays(tmp_path, capsys):
     asked = {"config.json", "result.json", "metrics.jsonl", "pytorch.jsonl"}
     assert asked | {"figures/before_after.png"} <= kept
     assert not any(name.endswith(".safetensors") for name in kept)
-    assert report.main([str(run), str(tmp_path / "kept")]) == 0
+    assert main([str(run), str(tmp_path / "kept")]) == 0
     first, second = capsys.readouterr().out.strip().splitlines()[2:]
     assert first.replace("| run |", "") == second.replace("| kept |", "")
 

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from edf_jax.config import default_config, resolve
-from edf_jax.convolution import choose_convolution
+from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import Dataset, DatasetInfo, Normalisation, Split
-from edf_jax.metrics import MetricsWriter, read_metrics
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.models import Network, build_network
-from edf_jax.synthetic import DistilledSet, hard_labels
-from edf_jax.trajectories import TrajectoryStore
+from edf_jax.models.convolution import choose_convolution
+from edf_jax.runs.metrics import MetricsWriter, read_metrics
 
 SIDE, CLASSES, WIDTH = 8, 3, 4
 _VALUES: dict[str, Any] = {
@@ -54,7 +55,7 @@ _NAMES = tuple("abcdefghij"[:CLASSES])
 
 def config(method: str = "edf", **values: Any):
     """A resolved config of a run that takes seconds; a method's own numbers stand."""
-    from edf_jax.config import set_keys, use_method
+    from edf_jax.config.resolve import set_keys, use_method
 
     made = default_config(**_VALUES)
     use_method(made, method)
@@ -149,7 +150,7 @@ def run_distillation(
 
     `on` stands for the evaluation, `cam` for the network of the maps.
     """
-    from edf_jax.distill import distill
+    from edf_jax.distill.loop import distill
 
     with MetricsWriter(workdir, tensorboard=configured.log.tensorboard) as metrics:
         return distill(

@@ -66,8 +66,8 @@ def environment() -> dict[str, str]:
 
 def contents(workdir: Path) -> dict[str, str]:
     """Digests of all contents: arrays, rows and figures, but no times and no containers."""
-    from edf_jax import storage
-    from edf_jax.metrics import read_metrics
+    from edf_jax.runs.metrics import read_metrics
+    from edf_jax.runtime import storage
 
     found: dict[str, str] = {}
     for checkpoint in sorted(path.parent for path in workdir.glob("**/arrays")):

@@ -19,7 +19,7 @@ import numpy as np
 from edf_jax.data import Split, load_dataset
 from edf_jax.data.normalisation import Normalisation
 from edf_jax.data.subsets import comp_dd_categories, find_comp_dd
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 __all__ = ["SUBSETS", "CompDDSplit", "comp_dd_categories", "find_comp_dd", "load_comp_dd"]
 

@@ -24,16 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from edf_jax import console, gradcam, randomness, storage
 from edf_jax.comp_dd.images import Collection, LabelledImages, open_collection
 from edf_jax.comp_dd.judges import Judge, choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
+from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.resolve import resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.preprocess import in_workers
 from edf_jax.data.subsets import imagenet_classes
-from edf_jax.errors import UserError
-from edf_jax.progress import Progress
+from edf_jax.methods import gradcam
+from edf_jax.report import charts
+from edf_jax.runs.files import write_file
+from edf_jax.runtime import console, devices, randomness, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.progress import Progress
 
 THRESHOLD = 0.5
 PUBLISHED_METHOD = "smooth_grad_cam_pp"
@@ -185,8 +190,6 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    from edf_jax.config import resolve
-    from edf_jax.main import default_workdir, given_keys, parse
 
     values = parse(argv, _define_flags)
     console.speak_in_lines()
@@ -215,7 +218,6 @@ def run(config, workdir: pathlib.Path, *, per_class: int = 0, count: int = 0) ->
     Raises:
         UserError: the data or the network is not there, or doesn't fit.
     """
-    from edf_jax import devices
 
     devices.set_up(config.precision, deterministic=config.deterministic)
     planned = describe_dataset(config.data)
@@ -323,8 +325,6 @@ def _images_csv(values: np.ndarray, positions: np.ndarray, collection: Collectio
 
 
 def _write_chart(path: pathlib.Path, classes, chosen, name: str) -> None:
-    from edf_jax import charts
-    from edf_jax.run_files import write_file
 
     marks = {label: subset for subset, labels in chosen.items() for label in labels}
     order = sorted(range(len(classes)), key=lambda label: -classes[label]["complexity"])

@@ -14,10 +14,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edf_jax import console
+from edf_jax import stages
 from edf_jax.comp_dd import find_comp_dd
+from edf_jax.config.published import config
+from edf_jax.config.resolve import SCHEMA, default_config, flatten, resolve
 from edf_jax.data import describe_dataset
-from edf_jax.errors import UserError
+from edf_jax.evaluate import labelled_images
+from edf_jax.evaluate.stage import evaluate_run
+from edf_jax.models.choose import network_for
+from edf_jax.report.tables import result_table
+from edf_jax.runs.prepare import prepare
+from edf_jax.runtime import console, devices, storage
+from edf_jax.runtime.errors import UserError
 
 _DESCRIPTION = """\
 Trains networks from scratch on distilled images of a Comp-DD subset, and tests them on ImageNet's
@@ -83,7 +91,6 @@ def make_config(options: argparse.Namespace):
     Raises:
         UserError: there is no such subset, or a value is impossible.
     """
-    from edf_jax.published import config
 
     subset = find_comp_dd(options.category, options.subset)
     return _changed(
@@ -117,9 +124,6 @@ def evaluate(config, model: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: the data or the set is not there, or they don't fit.
     """
-    from edf_jax import devices, stages
-    from edf_jax.evaluate import subjects
-    from edf_jax.evaluate.stage import evaluate_run
 
     devices.set_up(config.precision, deterministic=config.deterministic)
     planned = describe_dataset(config.data)
@@ -128,8 +132,8 @@ def evaluate(config, model: str | None = None) -> dict[str, Any]:
     # Before any image is prepared.
     stages.check_files(config, planned)
     _with_model(config, {}, model, planned)
-    dataset = stages.prepare(config)
-    subject = subjects.read(config.evaluate.distilled, dataset.info)
+    dataset = prepare(config)
+    subject = labelled_images.read(config.evaluate.distilled, dataset.info)
     config = _with_model(config, subject.config, model, dataset.info)
     with tempfile.TemporaryDirectory() as folder:
         return evaluate_run(config, dataset, [], pathlib.Path(folder))
@@ -141,8 +145,6 @@ def _with_model(config, own: Mapping[str, Any], model: str | None, info):
     That is the network that the set was distilled with; of a set that doesn't say, whichever is
     asked for.
     """
-    from edf_jax.config import SCHEMA
-    from edf_jax.experts import network_for
 
     told = {name: own[name] for name in own if name.startswith("model.") and name in SCHEMA}
     asked = {} if model is None else {**_PLAIN_MODEL, "model.name": model}
@@ -156,14 +158,11 @@ def _with_model(config, own: Mapping[str, Any], model: str | None, info):
 
 def _changed(config, values: Mapping[str, Any]):
     """A resolved copy of a config with other values."""
-    from edf_jax.config import default_config, flatten, resolve
 
     return resolve(default_config(**{**flatten(config), **values}))
 
 
 def _run(options: argparse.Namespace) -> int:
-    from edf_jax import storage
-    from edf_jax.run_table import result_table
 
     config = make_config(options)
     result = evaluate(config, options.model)

@@ -11,10 +11,15 @@ import jax
 
 from edf_jax.data import load_dataset
 from edf_jax.data.normalisation import IMAGENET
-from edf_jax.errors import UserError
+from edf_jax.distill.cam_network import choose_cam_network
+from edf_jax.evaluate.teacher import get_teacher
+from edf_jax.experts.train import open_experts
 from edf_jax.models import Network
-from edf_jax.progress import Progress
-from edf_jax.training import Prepare
+from edf_jax.models.choose import network_for
+from edf_jax.models.pretrained import load_cam_network
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.progress import Progress
+from edf_jax.training.loop import Prepare
 
 _IMAGENET_SIDE = 224
 
@@ -58,9 +63,6 @@ def choose_judge(config, workdir: pathlib.Path) -> Judge:
     """
     if config.cam.weights:
         return _imported(config)
-    from edf_jax.cam_network import choose_cam_network
-    from edf_jax.evaluate.teacher import get_teacher
-    from edf_jax.experts import network_for, open_experts
 
     with Progress("prepare", unit="image") as bar:
         dataset = load_dataset(config.data, progress=bar.at)
@@ -87,7 +89,6 @@ def choose_judge(config, workdir: pathlib.Path) -> Judge:
 
 def _imported(config) -> Judge:
     """An ImageNet ResNet-18, which takes images of 224x224."""
-    from edf_jax.models.pretrained import load_cam_network
 
     side = _IMAGENET_SIDE
     network, theta, batch_stats = load_cam_network(config.cam.weights, image_shape=(side, side, 3))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edf_jax import storage
 from edf_jax.comp_dd.images import Collection, LabelledImages
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.subsets import imagenet_classes
-from edf_jax.errors import UserError
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
 
 SUBSETS = ("easy", "hard")
 

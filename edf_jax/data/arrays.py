@@ -17,7 +17,7 @@ from edf_jax.data.sources import (
     check_labels,
     existing_folder,
 )
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")

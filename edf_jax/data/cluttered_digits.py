@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 0.2

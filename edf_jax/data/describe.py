@@ -23,7 +23,7 @@ from edf_jax.data.load import (
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.data.sources import MissingData, Source
 from edf_jax.data.subsets import Subset, chosen_subset, find_subset, imagenet_classes
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 DIGITS_TRAIN, DIGITS_TEST = 1437, 360
 

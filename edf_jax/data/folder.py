@@ -11,7 +11,7 @@ from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.sources import Listing, Source, check_labels, digest_of, existing_folder
 from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 LAYOUT = "a folder with train/<class>/* and val/<class>/* (or test/<class>/*)"
 IMAGENET_LAYOUT = "a folder with ImageNet's images as train/<WordNet id>/* and val/<WordNet id>/*"

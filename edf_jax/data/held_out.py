@@ -8,7 +8,7 @@ import numpy as np
 
 from edf_jax.data.dataset import Dataset, Split
 from edf_jax.data.sources import digest_of
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 
 def hold_out(dataset: Dataset, share: float, *, copies: int = 1) -> Dataset:

@@ -18,7 +18,7 @@ from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_di
 from edf_jax.data.preprocess import prepare, split_key, write_atomically
 from edf_jax.data.sources import Listing, MissingData, Source, digest_of
 from edf_jax.data.subsets import chosen_subset
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 # By `data.source`: (config.data, cache folder) -> what is there, not yet read. The cluttered digits
 # are made, not read. `extending.add_source` adds to these.

@@ -22,12 +22,12 @@ from typing import IO
 
 import numpy as np
 
-from edf_jax import devices
 from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.rows import RowFile, digest
 from edf_jax.data.sources import Listing, digest_of
-from edf_jax.errors import UserError
+from edf_jax.runtime import devices
+from edf_jax.runtime.errors import UserError
 
 VERSION = 1  # part of the key: raise it when the same settings give other pixels
 _CHUNK_BYTES = 1 << 25

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edf_jax.data.normalisation import Normalisation
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

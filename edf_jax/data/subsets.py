@@ -9,7 +9,7 @@ import json
 import pathlib
 import warnings
 
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

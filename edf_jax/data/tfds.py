@@ -13,7 +13,7 @@ from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.preprocess import in_workers, write_atomically
 from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
 from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 _LABEL_BATCH = 64  # records read at once in the pass over the labels
 

@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from edf_jax.errors import UserError
+from edf_jax.runtime.errors import UserError
 
 EPS = 0.1
 

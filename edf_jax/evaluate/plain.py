@@ -12,16 +12,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from edf_jax import augment, losses, training
-from edf_jax.evaluate.statistics import Accuracies
-from edf_jax.evaluate.trials import Trials
+from edf_jax.evaluate.from_scratch import Trials
+from edf_jax.methods import dsa
 from edf_jax.models import Network
-from edf_jax.streaming import Images
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.training import losses
+from edf_jax.training.loop import Epochs, Prepare, Recipe, sgd
+from edf_jax.training.streaming import Images
 
 __all__ = ["Accuracies", "Evaluator", "schedule"]
 
 
-def schedule(epochs: int, rate: jax.Array) -> training.Epochs:
+def schedule(epochs: int, rate: jax.Array) -> Epochs:
     """The `epochs + 1` epochs of the recipe.
 
     Full rate up to and including the zero-based epoch `epochs // 2 + 1`, a tenth after it, where
@@ -30,7 +32,7 @@ def schedule(epochs: int, rate: jax.Array) -> training.Epochs:
     index = jnp.arange(epochs + 1, dtype=jnp.int32)
     drop = epochs // 2 + 2
     rates = rate * jnp.where(index < drop, 1.0, 0.1)
-    return training.Epochs(index, rates, index == drop)
+    return Epochs(index, rates, index == drop)
 
 
 class Evaluator(Trials):
@@ -41,13 +43,13 @@ class Evaluator(Trials):
         network: Network,
         test_images: Images,
         test_labels: jax.Array,
-        prepare: training.Prepare,
+        prepare: Prepare,
         *,
         epochs: int,
         batch: int = 128,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        strategy: str = augment.FULL_STRATEGY,
+        strategy: str = dsa.FULL_STRATEGY,
         crop_ratio: float = 0.25,
     ):
         """Prepares the recipe.
@@ -64,11 +66,11 @@ class Evaluator(Trials):
             strategy: DSA's ops.
             crop_ratio: DSA's largest shift over the side.
         """
-        recipe = training.Recipe(
+        recipe = Recipe(
             network,
             losses.soft_cross_entropy,
-            training.sgd(momentum, weight_decay),
-            lambda key, x: augment.dsa(key, x, strategy=strategy, crop_ratio=crop_ratio),
+            sgd(momentum, weight_decay),
+            lambda key, x: dsa.dsa(key, x, strategy=strategy, crop_ratio=crop_ratio),
             lambda images: images,
             batch,
         )

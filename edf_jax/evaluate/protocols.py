@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import losses, training
-from edf_jax.evaluate import fkd, views
-from edf_jax.evaluate.teacher import Teacher
-from edf_jax.evaluate.trials import Trials
+from edf_jax.evaluate import crops, stored_labels
+from edf_jax.evaluate.from_scratch import Trials
 from edf_jax.models import Network
-from edf_jax.streaming import Images
+from edf_jax.training import losses
+from edf_jax.training.loop import Epochs, Prepare, Recipe, adamw
+from edf_jax.training.streaming import Images
+from edf_jax.training.trained import TrainedNetwork
 
 TEMPERATURE = 20.0
 WEIGHT_DECAY = 0.01
@@ -34,7 +35,7 @@ def rate_of(network: Network) -> float:
     return RATE if family is None else _RATES[family]
 
 
-def schedule(epochs: int, rate: jax.Array, *, halves: float) -> training.Epochs:
+def schedule(epochs: int, rate: jax.Array, *, halves: float) -> Epochs:
     """`rate * (1 + cos(pi * e / (halves * epochs))) / 2` in epoch e.
 
     Args:
@@ -44,7 +45,7 @@ def schedule(epochs: int, rate: jax.Array, *, halves: float) -> training.Epochs:
     """
     index = jnp.arange(epochs, dtype=jnp.int32)
     rates = rate * 0.5 * (1 + jnp.cos(jnp.pi * index / (halves * epochs)))
-    return training.Epochs(index, rates, jnp.zeros(epochs, bool))
+    return Epochs(index, rates, jnp.zeros(epochs, bool))
 
 
 def rded_batch(ipc: int, num_classes: int) -> int:
@@ -74,10 +75,10 @@ class RdedEvaluator(Trials):
     def __init__(
         self,
         network: Network,
-        teacher: Teacher,
+        teacher: TrainedNetwork,
         test_images: Images,
         test_labels: jax.Array,
-        prepare: training.Prepare,
+        prepare: Prepare,
         *,
         epochs: int,
         batch: int,
@@ -96,12 +97,12 @@ class RdedEvaluator(Trials):
             augmented: False leaves the images as they are (for the augmentation-robust score).
         """
 
-        def make_recipe(arrays) -> training.Recipe:
-            return training.Recipe(
+        def make_recipe(arrays) -> Recipe:
+            return Recipe(
                 network,
                 kl_loss,
-                training.adamw(network, WEIGHT_DECAY),
-                views.rded if augmented else lambda key, images: images,
+                adamw(network, WEIGHT_DECAY),
+                crops.rded if augmented else lambda key, images: images,
                 lambda images: images,
                 batch,
                 teach=functools.partial(teacher.logits, arrays),
@@ -115,7 +116,7 @@ class RdedEvaluator(Trials):
             epochs,
             test_images,
             test_labels,
-            lambda images: views.enlarge(prepare(images)),
+            lambda images: crops.enlarge(prepare(images)),
             context=teacher.arrays,
             checks=rded_checks(epochs),
         )
@@ -129,7 +130,7 @@ class Sre2lEvaluator(Trials):
         network: Network,
         test_images: Images,
         test_labels: jax.Array,
-        prepare: training.Prepare,
+        prepare: Prepare,
         *,
         epochs: int,
         batch: int,
@@ -144,10 +145,10 @@ class Sre2lEvaluator(Trials):
             epochs: how many, no more than the tables have.
             batch: that of the tables.
         """
-        recipe = training.Recipe(
+        recipe = Recipe(
             network,
             kl_loss,
-            training.adamw(network, WEIGHT_DECAY),
+            adamw(network, WEIGHT_DECAY),
             lambda key, images: images,
             lambda images: images,
             batch,
@@ -160,19 +161,19 @@ class Sre2lEvaluator(Trials):
             test_images,
             test_labels,
             prepare,
-            view=fkd.show,
+            view=stored_labels.show,
         )
 
 
 def make_table(
     key: jax.Array,
     images: np.ndarray,
-    teacher: Teacher,
+    teacher: TrainedNetwork,
     *,
     epochs: int,
     batch: int,
     augmented: bool = True,
-) -> fkd.Table:
+) -> stored_labels.Table:
     """What all students of the SRe2L protocol see of a set, labelled by the teacher.
 
     Args:
@@ -186,7 +187,7 @@ def make_table(
 
     @jax.jit
     def make(key, images, arrays):
-        table = fkd.draw(
+        table = stored_labels.draw(
             key,
             epochs,
             len(images),
@@ -195,6 +196,6 @@ def make_table(
             batch,
             augmented=augmented,
         )
-        return fkd.label(table, images, functools.partial(teacher.logits, arrays))
+        return stored_labels.label(table, images, functools.partial(teacher.logits, arrays))
 
     return jax.tree.map(np.asarray, make(key, jnp.asarray(images, jnp.float32), teacher.arrays))

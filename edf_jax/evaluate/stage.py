@@ -11,25 +11,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edf_jax import preemption, randomness, storage, synthetic, training
-from edf_jax.config import baseline_names, network_list
+from edf_jax import distilled_set
+from edf_jax.config.resolve import baseline_names, network_list
 from edf_jax.data import Dataset
-from edf_jax.errors import UserError
-from edf_jax.evaluate import scores, subjects
-from edf_jax.evaluate.bench import Bench, RealNetworks, Trial, images_per_class
-from edf_jax.evaluate.ledger import Ledger
-from edf_jax.evaluate.networks import MATCHED
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.evaluate import dd_ranking, labelled_images
+from edf_jax.evaluate.from_scratch import OnEpochs
+from edf_jax.evaluate.labelled_images import Subject
+from edf_jax.evaluate.measure import Bench, RealNetworks, Trial, images_per_class
+from edf_jax.evaluate.measured import Ledger
 from edf_jax.evaluate.plain import Evaluator
-from edf_jax.evaluate.statistics import Accuracies
-from edf_jax.evaluate.subjects import Subject
-from edf_jax.evaluate.teacher import Teacher, get_teacher
-from edf_jax.evaluate.trials import OnEpochs
-from edf_jax.experts import expert_recipe, network_for
+from edf_jax.evaluate.teacher import get_teacher
+from edf_jax.experts.train import expert_recipe
 from edf_jax.models import Network
-from edf_jax.progress import Progress
-from edf_jax.run_table import selected
-from edf_jax.streaming import make_accuracy, make_epoch, place
-from edf_jax.synthetic import DistilledSet
+from edf_jax.models.choose import MATCHED, network_for
+from edf_jax.runs.files import selected
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.runtime import preemption, randomness, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.progress import Progress
+from edf_jax.training.loop import initial_state
+from edf_jax.training.streaming import make_accuracy, make_epoch, place
+from edf_jax.training.trained import TrainedNetwork
 
 
 def make_evaluator(config, dataset: Dataset, *, epochs: int) -> Evaluator:
@@ -111,7 +114,7 @@ def evaluate_run(
     workdir: pathlib.Path,
     *,
     real_networks: RealNetworks | None = None,
-    teacher: Callable[[], Teacher] | None = None,
+    teacher: Callable[[], TrainedNetwork] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything a run is judged by, each part kept as soon as it is there.
@@ -173,7 +176,7 @@ def measure_baseline(
     name: str,
     *,
     real_networks: RealNetworks | None = None,
-    teacher: Callable[[], Teacher] | None = None,
+    teacher: Callable[[], TrainedNetwork] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The figures of one of `BASELINES` by itself, with `distill.ipc` images per class.
@@ -208,19 +211,19 @@ _Sets = dict[str, tuple[Subject, int | None]]
 def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> _Sets:
     """The sets that are evaluated, with the step that each is of."""
     if config.evaluate.distilled:
-        return {"distilled": (subjects.read(config.evaluate.distilled, dataset.info), None)}
+        return {"distilled": (labelled_images.read(config.evaluate.distilled, dataset.info), None)}
     folder = workdir / "distilled"
     sets: _Sets = {}
     for kind in ("last", "average", "best_on_test", "best_on_held_out"):
         path = folder / f"{kind}.safetensors"
 
-        def read(path=path, needed=kind == "last") -> synthetic.DistilledSet | None:
-            return synthetic.load(path) if needed or path.exists() else None
+        def read(path=path, needed=kind == "last") -> distilled_set.DistilledSet | None:
+            return distilled_set.load(path) if needed or path.exists() else None
 
-        found = synthetic.shared(kind, read)
+        found = distilled_set.shared(kind, read)
         if found is not None:
             name = "distilled" if kind == "last" else kind
-            sets[name] = (subjects.of_distilled(found), found.step)
+            sets[name] = (labelled_images.of_distilled(found), found.step)
     return sets
 
 
@@ -320,7 +323,7 @@ def full_data(config, dataset: Dataset, network: Network) -> Accuracies:
     @jax.jit
     def start(keys):
         first = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-        return jax.vmap(lambda key: training.initial_state(recipe, key))(first)
+        return jax.vmap(lambda key: initial_state(recipe, key))(first)
 
     @jax.jit
     def epoch_keys(keys, index):
@@ -387,17 +390,17 @@ def _named(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """DD-Ranking's scores of one network's rows; {} where they weren't measured."""
-    found = {row["kind"]: scores.Measured(row["mean"], row["std"]) for row in rows}
+    found = {row["kind"]: dd_ranking.Measured(row["mean"], row["std"]) for row in rows}
     figures: dict[str, Any] = {}
     if {"full", "distilled_hard", "same_labels"} <= set(found):
-        robust = scores.label_robust(
+        robust = dd_ranking.label_robust(
             found["full"], found["distilled_hard"], found["distilled"], found["same_labels"]
         )
         figures |= {"lrs": robust.value, "lrs_std": robust.std}
         figures |= {"ior": robust.first.mean, "ior_std": robust.first.std}
         figures |= {"hlr": robust.second.mean, "hlr_std": robust.second.std}
     if {"distilled_no_augmentation", "random_no_augmentation"} <= set(found):
-        robust = scores.augmentation_robust(
+        robust = dd_ranking.augmentation_robust(
             found["distilled"],
             found["same_labels"],
             found["distilled_no_augmentation"],

@@ -22,11 +22,29 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax import console, preemption, storage
-from edf_jax.config import METHODS, network_list, resolve
-from edf_jax.errors import UserError
-from edf_jax.evaluate.baselines import BASELINES
-from edf_jax.evaluate.networks import MATCHED
+from edf_jax import distilled_set
+from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.resolve import METHODS, network_list, resolve
+from edf_jax.data import Dataset
+from edf_jax.data.coresets import BASELINES
+from edf_jax.distill.stage import distil
+from edf_jax.evaluate import labelled_images
+from edf_jax.evaluate.measure import Bench, Trial
+from edf_jax.evaluate.measured import Ledger
+from edf_jax.evaluate.real_baselines import real_networks
+from edf_jax.evaluate.stage import periodic
+from edf_jax.evaluate.teacher import get_teacher
+from edf_jax.experts.train import open_experts, train_experts, with_repairs
+from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.models.choose import MATCHED
+from edf_jax.runs.folder import Run, origin
+from edf_jax.runs.grid import make_plan
+from edf_jax.runs.metrics import open_metrics
+from edf_jax.runs.prepare import prepare
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.runtime import console, devices, preemption, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.progress import Progress
 
 PROTOCOLS = ("plain", "rded", "sre2l")
 _TITLES = {
@@ -64,7 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from edf_jax.main import default_workdir, given_keys, parse
 
     values = parse(argv, _define_flags)
     console.speak_in_lines()
@@ -141,7 +158,6 @@ def make_table(
     Returns:
         The table: what it is of, and its rows.
     """
-    from edf_jax import devices
 
     resolved = resolve(config)
     devices.set_up(resolved.precision, deterministic=resolved.deterministic)
@@ -157,18 +173,31 @@ def make_table(
 
 def _distil(config, given: set[str], names: Sequence[str], workdir: pathlib.Path, command: str):
     """The finished cells of the methods, by name."""
-    from edf_jax.cells import make_plan
-    from edf_jax.run import Run
-    from edf_jax.stages import run_stages
 
     methods = {name: {"method": name} for name in names if name in METHODS}
     if not methods:
         return {}
     plan = make_plan(config, given, methods, 1, workdir)
+    dataset = prepare(resolve(config))
     for cell in plan.cells.values():
-        with Run(cell.workdir, cell.config, command) as run:
-            run_stages(run, "experts" if cell.kind == "experts" else "distill")
+        with Run(cell.workdir, cell.config, command) as run, open_metrics(cell.workdir) as metrics:
+            store = open_experts(cell.config, dataset, cell.workdir)
+            learn = functools.partial(_learn, run, cell.kind, dataset, store, metrics)
+            with_repairs(learn, store)
     return {name: plan.cells[plan.rows[name][0]] for name in methods}
+
+
+def _learn(run: Run, kind: str, dataset: Dataset, store: TrajectoryStore, metrics) -> None:
+    """The experts of a cell, and its distilled set unless it only trains them."""
+    config, workdir = run.config, run.workdir
+    with run.stage("experts"):
+        train_experts(config, dataset, store, metrics)
+    if kind == "experts":
+        return
+    with run.stage("distill"):
+        teacher = functools.partial(get_teacher, config, dataset, workdir, metrics)
+        evaluate = periodic(config, dataset)
+        distil(config, dataset, store, metrics, workdir, teacher, evaluate)
 
 
 def _measure(
@@ -180,15 +209,6 @@ def _measure(
     workdir: pathlib.Path,
     command: str,
 ) -> dict[str, Any]:
-    from edf_jax import synthetic
-    from edf_jax.evaluate import subjects
-    from edf_jax.evaluate.bench import Bench, Trial
-    from edf_jax.evaluate.ledger import Ledger
-    from edf_jax.evaluate.teacher import get_teacher
-    from edf_jax.experts import open_experts
-    from edf_jax.progress import Progress
-    from edf_jax.run import origin
-    from edf_jax.stages import prepare, real_networks
 
     dataset = prepare(config)
     experts, full = None, None
@@ -209,9 +229,9 @@ def _measure(
     chosen = {}
     for name, path in sets.items():
         if path:
-            chosen[name] = subjects.read(path, dataset.info)
+            chosen[name] = labelled_images.read(path, dataset.info)
         elif name in cells:
-            chosen[name] = subjects.of_distilled(synthetic.load(cells[name].workdir))
+            chosen[name] = labelled_images.of_distilled(distilled_set.load(cells[name].workdir))
         else:
             chosen[name] = bench.baseline(name, config.distill.ipc)
     trials = [
@@ -247,7 +267,6 @@ def _measure(
 
 def _full_data(config, store, num_images: int) -> dict[str, Any]:
     """The figures of the experts after their last epoch."""
-    from edf_jax.evaluate.statistics import Accuracies
 
     groups = range(-(-config.experts.num // store.group_size))
     found = [store.details(group, config.experts.epochs)["test_accuracy"] for group in groups]

@@ -20,15 +20,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import hosts, losses, preemption, randomness, storage, streaming, training
+from edf_jax.config.resolve import flatten
 from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
-from edf_jax.errors import UserError
-from edf_jax.evaluate import views
-from edf_jax.evaluate.networks import find_network
-from edf_jax.metrics import MetricsWriter
+from edf_jax.evaluate import crops
 from edf_jax.models import Network, pretrained, torch_layout
-from edf_jax.progress import Progress
+from edf_jax.models.choose import find_network
+from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.runtime import preemption, processes, randomness, storage
+from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runtime.progress import Progress
+from edf_jax.training import loop as training
+from edf_jax.training import losses, streaming
+from edf_jax.training.trained import TrainedNetwork
 
 FORMAT = "edf_jax teacher 1"
 _log = logging.getLogger(__name__)
@@ -37,44 +41,6 @@ _SECONDS_BETWEEN_SAVES = 30.0
 _CHUNK = 1024
 # What doesn't decide a trained teacher's numbers.
 _FREE = ("teacher.weights", "teacher.dir")
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A network that labels images.
-
-    Attributes:
-        network: the architecture.
-        theta: `[P]`.
-        batch_stats: {} where it has none.
-        name: which one it is, for people.
-        digest: of its parameters and statistics.
-        accuracy: on the real test images, in percent.
-        class_indices: its class for each of ours; None where they are the same.
-    """
-
-    network: Network
-    theta: jax.Array
-    batch_stats: Any
-    name: str
-    digest: str
-    accuracy: float
-    class_indices: tuple[int, ...] | None = None
-
-    @property
-    def arrays(self) -> tuple[jax.Array, Any]:
-        """What `logits` computes with; an argument of compiled functions."""
-        return self.theta, self.batch_stats
-
-    def logits(self, arrays: tuple[jax.Array, Any], inputs: jax.Array) -> jax.Array:
-        """`[n, C]` of normalised inputs `[n, H, W, C]`."""
-        theta, batch_stats = arrays
-        logits = training.predict(self.network, theta, batch_stats, inputs, lambda x: x)
-        return logits if self.class_indices is None else logits[:, np.asarray(self.class_indices)]
-
-    def record(self) -> dict[str, Any]:
-        """What to say of it beside a number."""
-        return {"name": self.name, "digest": self.digest, "accuracy": self.accuracy}
 
 
 def teacher_network(config, info, *, num_classes: int | None = None) -> Network:
@@ -95,8 +61,6 @@ def teacher_network(config, info, *, num_classes: int | None = None) -> Network:
 
 def settings(config, dataset: Dataset) -> dict[str, Any]:
     """All that decides a trained teacher's numbers."""
-    from edf_jax.config import flatten
-
     flat = flatten(config)
     prefixes = ("teacher.", "model.") if not config.teacher.network else ("teacher.",)
     chosen = {k: v for k, v in flat.items() if k.startswith(prefixes) and k not in _FREE}
@@ -111,7 +75,7 @@ def settings(config, dataset: Dataset) -> dict[str, Any]:
 
 def get_teacher(
     config, dataset: Dataset, workdir: pathlib.Path, metrics: MetricsWriter | None = None
-) -> Teacher:
+) -> TrainedNetwork:
     """The teacher that a config asks for: imported, found, or trained.
 
     Args:
@@ -131,19 +95,18 @@ def get_teacher(
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
     path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
-    if not hosts.shared("a teacher", lambda: _is_intact(path, network)):
+    if not processes.shared("a teacher", lambda: _is_intact(path, network)):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
-        trained = _tested(Teacher(network, theta, batch_stats, name, "", 0.0), dataset)
+        trained = _tested(TrainedNetwork(network, theta, batch_stats, name), dataset)
         details = {**wanted, "accuracy": trained.accuracy}
         write_teacher(path, network, theta, batch_stats, details)
     theta, batch_stats, details = _read_shared(path, network)
-    digest = _digest(theta, batch_stats)
-    return Teacher(network, theta, batch_stats, name, digest, details["accuracy"])
+    return TrainedNetwork(network, theta, batch_stats, name, accuracy=details["accuracy"])
 
 
 def _read_shared(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, dict[str, Any]]:
     """As `read_teacher`, by the first of processes that run together."""
-    if hosts.count() == 1:
+    if processes.count() == 1:
         return read_teacher(path, network)
 
     def read() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -151,14 +114,14 @@ def _read_shared(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, 
         leaves = enumerate(jax.tree.leaves((theta, batch_stats)))
         return details, {f"leaf{i}": np.asarray(leaf) for i, leaf in leaves}
 
-    details, arrays = hosts.shared_arrays("a teacher's numbers", read)
+    details, arrays = processes.shared_arrays("a teacher's numbers", read)
     like = jax.eval_shape(network.init, jax.random.key(0))
     leaves = [jnp.asarray(arrays[f"leaf{i}"]) for i in range(len(arrays))]
     theta, batch_stats = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return theta, batch_stats, details
 
 
-def import_teacher(config, info) -> Teacher:
+def import_teacher(config, info) -> TrainedNetwork:
     """The teacher of `teacher.weights`, not tested yet.
 
     It is of our classes, or of ImageNet's where the data has a subset of those.
@@ -178,8 +141,7 @@ def import_teacher(config, info) -> Teacher:
         theta, batch_stats, _ = read_teacher(path, network)
         class_indices = tuple(info.imagenet_indices)
     name = f"{network.name} imported from {path.name}"
-    digest = _digest(theta, batch_stats)
-    return Teacher(network, theta, batch_stats, name, digest, 0.0, class_indices)
+    return TrainedNetwork(network, theta, batch_stats, name, class_indices)
 
 
 def _is_intact(path: pathlib.Path, network: Network) -> bool:
@@ -242,7 +204,7 @@ def recipe(config, network: Network, prepare: training.Prepare) -> training.Reci
         network,
         losses.hard_cross_entropy,
         training.sgd(options.momentum, options.weight_decay),
-        lambda key, images: views.crop_and_flip(key, images, options.smallest_crop),
+        lambda key, images: crops.crop_and_flip(key, images, options.smallest_crop),
         prepare,
         options.batch,
     )
@@ -290,7 +252,7 @@ def _train(
                 storage.save_arrays(saved, _leaves(state), details)
                 last_save = time.monotonic()
             if asked:
-                raise preemption.Preempted(preemption.WHY)
+                raise Preempted(preemption.WHY)
     return state.theta, state.batch_stats
 
 
@@ -301,7 +263,7 @@ def _restore(saved: pathlib.Path, key_name: str, like: training.TrainState):
         return storage.load_details(saved), storage.load_arrays(saved)
 
     try:
-        details, arrays = hosts.shared_arrays("a teacher's training", read)
+        details, arrays = processes.shared_arrays("a teacher's training", read)
     except storage.DamagedFile:
         return like, 0
     if details["teacher"] != key_name:
@@ -314,7 +276,7 @@ def _leaves(state: training.TrainState) -> dict[str, np.ndarray]:
     return {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _tested(teacher: Teacher, dataset: Dataset) -> Teacher:
+def _tested(teacher: TrainedNetwork, dataset: Dataset) -> TrainedNetwork:
     """The teacher with its accuracy on the real test images."""
     predict = jax.jit(lambda arrays, inputs: jnp.argmax(teacher.logits(arrays, inputs), axis=-1))
     right, count = 0, len(dataset.test.labels)
@@ -325,8 +287,3 @@ def _tested(teacher: Teacher, dataset: Dataset) -> Teacher:
         right += int((found == dataset.test.labels[part]).sum())
     return dataclasses.replace(teacher, accuracy=100 * right / count)
 
-
-def _digest(theta, batch_stats) -> str:
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((theta, batch_stats))]
-    parts = "".join(storage.digest(array) for array in arrays)
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]

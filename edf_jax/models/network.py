@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from edf_jax.models import initialisation, torch_layout
+from edf_jax.models import initialisation
 
-Entry = tuple[str, tuple[int, ...], tuple[str, ...], tuple[int, ...]]
+# Where a leaf lies in the Linen module's variables, and its shape.
+Entry = tuple[tuple[str, ...], tuple[int, ...]]
 
 
 class Classifier(nn.Module):
@@ -60,7 +61,7 @@ class Network:
 
     @property
     def param_table(self) -> tuple[Entry, ...]:
-        """`(torch name, torch shape, path, shape)` of every parameter, in forward order."""
+        """`(path, shape)` of every parameter, in forward order."""
         return _tables(self.module, self.image_shape)[0]
 
     @property
@@ -76,7 +77,7 @@ class Network:
     @property
     def num_params(self) -> int:
         """P, the length of `theta`."""
-        return sum(math.prod(shape) for *_, shape in self.param_table)
+        return sum(math.prod(shape) for _, shape in self.param_table)
 
     @property
     def has_batch_stats(self) -> bool:
@@ -163,7 +164,7 @@ class Network:
                 f"{self.name} has {self.num_params} parameters, the vector's shape is {theta.shape}"
             )
         ends, end = [], 0
-        for *_, shape in self.param_table:
+        for _, shape in self.param_table:
             end += math.prod(shape)
             ends.append(end)
         # jnp.split and not slices: its transpose is one concatenation.
@@ -171,14 +172,14 @@ class Network:
         return traverse_util.unflatten_dict(
             {
                 path: leaf.reshape(shape)
-                for leaf, (_, _, path, shape) in zip(leaves, self.param_table)
+                for leaf, (path, shape) in zip(leaves, self.param_table)
             }
         )
 
     def ravel(self, params: dict) -> jax.Array:
         """`theta [P]` of the Linen module's parameters."""
         flat = traverse_util.flatten_dict(params)
-        return jnp.concatenate([jnp.ravel(flat[path]) for _, _, path, _ in self.param_table])
+        return jnp.concatenate([jnp.ravel(flat[path]) for path, _ in self.param_table])
 
     def _running(self, batch_stats: dict | None) -> dict:
         if self.has_batch_stats and not batch_stats:
@@ -221,15 +222,7 @@ def _tables(
         variables = module.init(key, images)
         for collection in ("params", "batch_stats"):
             flat = traverse_util.flatten_dict(dict(variables.get(collection, {})))
-            tables[collection] = tuple(
-                (
-                    torch_layout.torch_name(path),
-                    torch_layout.torch_shape(path, leaf.shape),
-                    path,
-                    leaf.shape,
-                )
-                for path, leaf in flat.items()
-            )
+            tables[collection] = tuple((path, leaf.shape) for path, leaf in flat.items())
 
     jax.eval_shape(lambda x: trace(jax.random.key(0), x), _one_image(image_shape))
     return tables["params"], tables["batch_stats"]
@@ -237,11 +230,11 @@ def _tables(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(network: Network, key: jax.Array) -> tuple[jax.Array, dict]:
-    theta = network.draw(key, [(path, shape) for _, _, path, shape in network.param_table])
+    theta = network.draw(key, network.param_table)
     batch_stats = traverse_util.unflatten_dict(
         {
             path: jnp.full(shape, float(path[-1] == "var"), jnp.float32)
-            for _, _, path, shape in network.stats_table
+            for path, shape in network.stats_table
         }
     )
     return theta, batch_stats

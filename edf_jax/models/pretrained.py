@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from edf_jax.errors import UserError
-from edf_jax.models import torch_layout
+from edf_jax.models import torch_files, torch_layout
 from edf_jax.models.network import Network
 from edf_jax.models.registry import build_network
+from edf_jax.runtime.errors import UserError
 
 CAM_NETWORK = "ResNet18BNImageNet"
 IMAGENET_CLASSES = 1000
@@ -36,7 +36,6 @@ def read_state_dict(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
         raise UserError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    from edf_jax.interop import torch_files
 
     state = torch_files.read(path)
     for name in _CONTAINERS:

@@ -14,13 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from edf_jax.errors import UserError
 from edf_jax.models import classic, initialisation
 from edf_jax.models.convnet import ConvNetFeatures, default_depth
 from edf_jax.models.layers import ACTIVATIONS, POOLINGS, FlattenHead, PoolHead
 from edf_jax.models.network import Classifier, Network
 from edf_jax.models.resnet import ResNetFeatures
 from edf_jax.models.vit import ViTFeatures, ViTHead
+from edf_jax.runtime.errors import UserError
 
 _NAMES = [
     "ConvNet",

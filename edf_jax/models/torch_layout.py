@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from edf_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from edf_jax.models.network import Network
+from edf_jax.models.network import Network
+from edf_jax.runtime.errors import UserError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -44,6 +41,12 @@ def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...
     return tuple(shape[axis] for axis in _axes(path, len(shape)))
 
 
+def torch_shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """PyTorch's name and shape of every parameter, then every statistic, in forward order."""
+    table = network.param_table + network.stats_table
+    return {torch_name(path): torch_shape(path, shape) for path, shape in table}
+
+
 def _to_ours(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
     return tensor.transpose(np.argsort(_axes(path, tensor.ndim)))
 
@@ -63,7 +66,7 @@ def from_torch(network: Network, tensors: Sequence[np.ndarray]) -> jax.Array:
         np.concatenate(
             [
                 _to_ours(path, tensor).reshape(-1)
-                for tensor, (_, _, path, _) in zip(tensors, network.param_table)
+                for tensor, (path, _) in zip(tensors, network.param_table)
             ]
         )
     )
@@ -73,7 +76,7 @@ def to_torch(network: Network, theta: jax.Array) -> list[np.ndarray]:
     """The parameter tensors of `theta [P]` in PyTorch's order and layout."""
     vector = np.asarray(theta)
     tensors, start = [], 0
-    for _, _, path, shape in network.param_table:
+    for path, shape in network.param_table:
         end = start + math.prod(shape)
         tensors.append(_to_torch(path, vector[start:end].reshape(shape)))
         start = end
@@ -93,9 +96,9 @@ def from_torch_flat(network: Network, flat: np.ndarray) -> jax.Array:
             f"{flat.shape}: is it of another network, width, depth or number of classes?"
         )
     tensors, start = [], 0
-    for _, shape, _, _ in network.param_table:
+    for path, shape in network.param_table:
         end = start + math.prod(shape)
-        tensors.append(flat[start:end].reshape(shape))
+        tensors.append(flat[start:end].reshape(torch_shape(path, shape)))
         start = end
     return from_torch(network, tensors)
 
@@ -113,14 +116,14 @@ def stats_from_torch(network: Network, tensors: Sequence[np.ndarray]) -> dict:
     """
     tensors = _checked(network, network.stats_table, tensors)
     return traverse_util.unflatten_dict(
-        {path: jnp.asarray(tensor) for tensor, (_, _, path, _) in zip(tensors, network.stats_table)}
+        {path: jnp.asarray(tensor) for tensor, (path, _) in zip(tensors, network.stats_table)}
     )
 
 
 def stats_to_torch(network: Network, batch_stats: dict) -> list[np.ndarray]:
     """Running means and variances in PyTorch's order; the inverse of `stats_from_torch`."""
     flat = traverse_util.flatten_dict(batch_stats)
-    return [np.asarray(flat[path]) for _, _, path, _ in network.stats_table]
+    return [np.asarray(flat[path]) for path, _ in network.stats_table]
 
 
 def to_state_dict(
@@ -128,7 +131,7 @@ def to_state_dict(
 ) -> dict[str, np.ndarray]:
     """Parameters and batch-norm statistics by PyTorch's names and in its layout."""
     tensors = to_torch(network, theta) + stats_to_torch(network, batch_stats or {})
-    names = [name for name, *_ in network.param_table + network.stats_table]
+    names = torch_shapes(network)
     return dict(zip(names, tensors))
 
 
@@ -149,7 +152,7 @@ def from_state_dict(
         UserError: where names are missing or unexpected, a shape is not the network's, or the
             number of classes is another.
     """
-    expected = {name: shape for name, shape, _, _ in network.param_table + network.stats_table}
+    expected = torch_shapes(network)
     found = {
         _our_name(name, expected): np.asarray(tensor)
         for name, tensor in state.items()
@@ -165,7 +168,7 @@ def from_state_dict(
                 f"{source} does not fit {network.name}: it {problem} {', '.join(names[:3])}{more}; "
                 "is it of another network, norm or depth?"
             )
-    head = [name for name, _, path, _ in network.param_table if path[0] == "head"][-2:]
+    head = [torch_name(path) for path, _ in network.param_table if path[0] == "head"][-2:]
     classes = found[head[0]].shape[0]
     if classes != network.num_classes and found[head[0]].shape[1:] == expected[head[0]][1:]:
         raise UserError(f"{source} has {classes} classes, the network {network.num_classes}")
@@ -175,8 +178,8 @@ def from_state_dict(
                 f"{source} does not fit {network.name}: {name} has shape {found[name].shape} in it "
                 f"and {shape} in the network; is it of another width or resolution?"
             )
-    theta = from_torch(network, [found[name] for name, *_ in network.param_table])
-    return theta, stats_from_torch(network, [found[name] for name, *_ in network.stats_table])
+    theta = from_torch(network, [found[torch_name(path)] for path, _ in network.param_table])
+    return theta, stats_from_torch(network, [found[torch_name(path)] for path, _ in network.stats_table])
 
 
 def _our_name(name: str, expected: Mapping[str, tuple[int, ...]]) -> str:
@@ -198,7 +201,8 @@ def _checked(network: Network, table: Sequence, tensors: Sequence[np.ndarray]) -
             f"{network.name} has {len(table)} tensors of this kind, {len(tensors)} were given: "
             "are they of another network, norm or depth?"
         )
-    for tensor, (name, shape, _, _) in zip(tensors, table):
+    for tensor, (path, ours) in zip(tensors, table):
+        name, shape = torch_name(path), torch_shape(path, ours)
         if tensor.shape != shape:
             raise UserError(
                 f"{name} of {network.name} has shape {shape}, the one given has {tensor.shape}: "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edf_jax.convolution import choose_convolution
 from edf_jax.models import Network, build_network
+from edf_jax.models.convolution import choose_convolution
 
 
 def build(settings: dict, image_shape: tuple[int, int, int]) -> Network:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import gradcam
+from edf_jax.methods import gradcam
 from edf_jax.models import torch_layout
 from tests.parity import reference, reference_networks
 from tests.parity.reference_networks import nhwc

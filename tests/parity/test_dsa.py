@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edf_jax import augment
+from edf_jax.methods import dsa
 from tests.parity import reference
 from tests.parity.reference_networks import nhwc
 
@@ -16,14 +16,14 @@ from tests.parity.reference_networks import nhwc
 def _ops() -> dict:
     settings = reference.meta()["dsa"]
     return {
-        "brightness": functools.partial(augment.brightness, strength=settings["brightness"]),
-        "saturation": functools.partial(augment.saturation, strength=settings["saturation"]),
-        "contrast": functools.partial(augment.contrast, strength=settings["contrast"]),
-        "crop": augment.crop,
-        "cutout": functools.partial(augment.cutout, ratio=settings["ratio_cutout"]),
-        "flip": functools.partial(augment.flip, probability=settings["prob_flip"]),
-        "scale": functools.partial(augment.scale, ratio=settings["ratio_scale"]),
-        "rotate": functools.partial(augment.rotate, degrees=settings["ratio_rotate"]),
+        "brightness": functools.partial(dsa.brightness, strength=settings["brightness"]),
+        "saturation": functools.partial(dsa.saturation, strength=settings["saturation"]),
+        "contrast": functools.partial(dsa.contrast, strength=settings["contrast"]),
+        "crop": dsa.crop,
+        "cutout": functools.partial(dsa.cutout, ratio=settings["ratio_cutout"]),
+        "flip": functools.partial(dsa.flip, probability=settings["prob_flip"]),
+        "scale": functools.partial(dsa.scale, ratio=settings["ratio_scale"]),
+        "rotate": functools.partial(dsa.rotate, degrees=settings["ratio_rotate"]),
     }
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import losses, training
 from edf_jax.evaluate import plain
 from edf_jax.models import torch_layout
+from edf_jax.training import loop as training
+from edf_jax.training import losses
 from tests.parity import reference, reference_networks
 from tests.parity.reference_networks import nhwc
 

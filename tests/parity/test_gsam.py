@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from edf_jax import gsam, losses
+from edf_jax.methods import gsam
 from edf_jax.models import torch_layout
+from edf_jax.training import losses
 from tests.parity import reference, reference_networks
 from tests.parity.reference_networks import nhwc
 

@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax import config, gradcam, iteration, losses, matching
+from edf_jax.config import resolve as config
+from edf_jax.matching import gradient as matching
+from edf_jax.matching import iteration
+from edf_jax.methods.cpd import common_pattern_dropout
+from edf_jax.methods.dae import dae_weight
 from edf_jax.models import Network, torch_layout
+from edf_jax.training import losses
 from tests.parity import reference, reference_networks
 from tests.parity.reference_networks import nhwc
 
@@ -83,7 +88,7 @@ def test_gradients_of_the_first_iteration_are_the_official_ones(drop, dtype):
             target,
             *values,
             batches,
-            select=matching.common_pattern_dropout(drop),
+            select=common_pattern_dropout(drop),
         )
 
     with jax.enable_x64(True):
@@ -147,7 +152,7 @@ def test_outer_iterations_are_the_official_ones(drop):
         if of_case != drop:
             continue
         start, target, values = _start(network, "float32")
-        weight = gradcam.dae_weight(_ARRAYS["maps"], beta, _SETTINGS["mask_threshold"])
+        weight = dae_weight(_ARRAYS["maps"], beta, _SETTINGS["mask_threshold"])
         state, found = iteration.initial_state(resolved.distill, values), []
         for i in range(count):
             state, report = step(state, start, target, weight, _batches(i))

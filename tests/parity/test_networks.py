@@ -46,8 +46,8 @@ def _weights(case: dict) -> list[np.ndarray]:
 def test_logits_are_the_official_implementations(name):
     case = _CASES[name]
     network = _build(case["spec"], case["input_shape"])
-    table = network.param_table + network.stats_table
-    assert [(entry[0], list(entry[1])) for entry in table] == [
+    shapes = torch_layout.torch_shapes(network)
+    assert [(name, list(shape)) for name, shape in shapes.items()] == [
         (parameter, list(shape)) for parameter, shape in case["params"]
     ]
 

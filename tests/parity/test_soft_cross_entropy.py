@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from edf_jax import losses
+from edf_jax.training import losses
 from tests.parity import reference
 
 

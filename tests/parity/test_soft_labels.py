@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax import synthetic
+from edf_jax.methods.soft_labels import average_labels
 from tests.parity import reference
 
 
 def test_labels_are_the_official_ones_where_an_expert_is_right():
     arrays = reference.load_npz("soft_labels")
-    ours = synthetic.average_labels(
+    ours = average_labels(
         jnp.asarray(arrays["expert_logits"]), jnp.asarray(arrays["true_labels"])
     )
     known = arrays["correct_count"] > 0
@@ -23,7 +23,7 @@ def test_labels_are_the_official_ones_where_an_expert_is_right():
 
 def test_labels_are_the_mean_of_all_experts_where_the_official_ones_are_undefined():
     arrays = reference.load_npz("soft_labels")
-    ours = synthetic.average_labels(
+    ours = average_labels(
         jnp.asarray(arrays["expert_logits"]), jnp.asarray(arrays["true_labels"])
     )
     unknown = arrays["correct_count"] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edf_jax import distill
+from edf_jax.distill import loop as distill
 from tests.parity import reference
 
 

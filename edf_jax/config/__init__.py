@@ -1,0 +1,5 @@
+"""Configs: their keys, variants and checks."""
+
+from edf_jax.config.resolve import default_config, flatten, parse_variant
+
+__all__ = ["default_config", "flatten", "parse_variant"]

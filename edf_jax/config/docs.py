@@ -1,0 +1,86 @@
+"""The page of all config keys: `python -m edf_jax.config.docs > docs/configs.md`."""
+
+from __future__ import annotations
+
+import itertools
+
+from edf_jax.config.schema import AUTO, SCHEMA, Key
+from edf_jax.methods.family import METHODS
+
+_HEAD = """\
+# Config keys
+
+<!-- Made by `python -m edf_jax.config.docs > docs/configs.md`. Edit edf_jax/config/schema.py instead. -->
+
+Set a key on the command line, `--config.distill.lr_img=500`, or behind the variant,
+`--config=configs/imagenette.py:ipc10,distill.lr_img=500`. A key that there isn't, or a value that
+it can't have, ends in one line that says what would do. Keys whose default is `auto` follow
+`method`, unless told otherwise.
+"""
+
+_TITLES = {
+    "": "The run",
+    "data": "Real images",
+    "model": "The network of experts and students",
+    "augment": "Augmentation",
+    "experts": "Experts",
+    "distill": "Distillation",
+    "cam": "Class activation maps",
+    "evaluate": "Evaluation",
+    "teacher": "The teacher of the evaluation protocols",
+    "log": "Logging",
+    "parallel": "Several devices",
+}
+
+_METHODS = """\
+## What each method sets
+
+Parts stand where the config says `auto`; numbers stand unless you give the key yourself.
+"""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    parts = [_HEAD]
+    for group, names in itertools.groupby(SCHEMA, lambda name: name.rpartition(".")[0]):
+        rows = [_row(name, SCHEMA[name]) for name in names]
+        head = ["| key | meaning | type | default | values | source |", "|---|---|---|---|---|---|"]
+        parts.append("\n".join([f"## {_TITLES.get(group, group)}", "", *head, *rows, ""]))
+    parts.append(_METHODS)
+    parts.append(_methods())
+    return "\n".join(parts)
+
+
+def _row(name: str, key: Key) -> str:
+    cells = (
+        f"`{name}`",
+        key.meaning,
+        key.kind.__name__,
+        _value(key.default),
+        ", ".join(f"`{choice}`" for choice in key.choices) or key.range,
+        key.source,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(value) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "`''`" if value == "" else f"`{value}`" if isinstance(value, str) else str(value)
+
+
+def _methods() -> str:
+    keys = list(dict.fromkeys(key for own in METHODS.values() for key in own))
+    lines = [
+        "| key | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
+        "|---" * (len(METHODS) + 1) + "|",
+    ]
+    for key in keys:
+        unset = "" if SCHEMA[key].default == AUTO else _value(SCHEMA[key].default)
+        cells = (_value(own[key]) if key in own else unset for own in METHODS.values())
+        lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

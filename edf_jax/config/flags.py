@@ -1,0 +1,159 @@
+"""A command's flags: `--config=FILE.py:VARIANT`, `--config.KEY=VALUE`, and the command's own."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import pathlib
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from edf_jax.config.resolve import SCHEMA, unknown_key, use_method
+from edf_jax.runtime.errors import UserError
+
+
+def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """A command's flags and `--config`, every fault of theirs a `UserError`.
+
+    absl by itself prints a traceback for an unknown config key.
+
+    Args:
+        argv: with the program's name first.
+        define: adds the command's own flags.
+
+    Returns:
+        The flags; `config` is not resolved yet, but has the numbers of its method.
+    """
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    argv = [argv[0], *_normalised(argv[1:])]
+    define(values)
+    own = ["config", *values]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    files = [flag.partition("=")[2] for flag in argv[1:] if flag.startswith("--config=")]
+    if len(files) != 1:
+        raise UserError("give --config=configs/FILE.py:VARIANT once (see --help)")
+    for flag in argv[1:]:
+        if flag.startswith("--config."):
+            _check_key(flag[9:].partition("=")[0])
+    try:
+        logging.disable(logging.WARNING)
+        rest = values(argv)
+    except Exception as error:
+        raise UserError(_fault(error, files[0].partition(":")[0], own)) from error
+    except SystemExit as error:
+        raise UserError(f"config file {files[0]} ends the program ({error})") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag (see --help)")
+    config = values.config
+    if not hasattr(config, "items"):
+        raise UserError(f"get_config() of {files[0]} returns no config: see edf_jax.config")
+    if "method" in _config_flag(values).override_values:
+
+        use_method(config, config.method, given=given_keys(values))
+    return values
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """Flags as `--name=value`, `--config` with the file that is there, `--dry_run` with a value."""
+    normal = []
+    waiting = iter(argv)
+    for flag in waiting:
+        if flag.startswith("-") and not flag.startswith("--"):
+            flag = "-" + flag
+        if flag in ("--config", "--workdir", "--stage"):
+            value = next(waiting, None)
+            if value is None:
+                raise UserError(f"{flag} has no value (see --help)")
+            flag = f"{flag}={value}"
+        if flag.partition("=")[0] in ("--flagfile", "--undefok"):
+            raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
+        if flag.startswith("--config="):
+            flag = _found_config(flag)
+        normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
+    return normal
+
+
+def _check_key(name: str) -> None:
+
+    if any(key.startswith(f"{name}.") for key in SCHEMA):
+        raise UserError(f"--config.{name} is a group of keys: say which (see docs/configs.md)")
+    if name not in SCHEMA:
+        raise UserError(unknown_key(name))
+
+
+def _fault(error: Exception, config_file: str, own: list[str]) -> str:
+    """What is wrong with the command, or with the file that makes its config."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, own, 1)
+        hint = f"; did you mean --{near[0]}?" if near else " (see --help)"
+        return f"there is no flag --{error.flagname}{hint}"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, SyntaxError):
+        where = f", line {error.lineno}" if error.lineno else ""
+        return f"config file {config_file}{where}: {type(error).__name__}: {error.msg}"
+    # ml_collections passes some errors on as the text of their traceback.
+    told = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    key = re.match(r"flag --config\.([\w.]+)=(.*?): ", told)
+    if key is not None:
+
+        kind = SCHEMA[key[1]].kind.__name__
+        return f"config key {key[1]}={key[2]!r} must be of type {kind}"
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == config_file
+    ]
+    if lines:
+        return f"config file {config_file}, line {lines[-1]}: {type(error).__name__}: {told}"
+    return told if isinstance(error, flags.Error) else f"config file {config_file}: {told}"
+
+
+def given_keys(values: flags.FlagValues) -> set[str]:
+    """The config keys that the user gave, in the variant or as flags."""
+    flag = _config_flag(values)
+    _, *pairs = flag.config_filename.partition(":")[2].split(",")
+    return {pair.partition("=")[0] for pair in pairs} | set(flag.override_values)
+
+
+def _config_flag(values: flags.FlagValues) -> Any:
+    return values["config"]
+
+
+def _found_config(flag: str) -> str:
+    """A `--config=` flag whose file is there: as given, or that of the installed package."""
+    name, separator, value = flag.partition("=")
+    if name.lstrip("-") != "config" or not separator:
+        return flag
+    file, colon, variant = value.partition(":")
+    if pathlib.Path(file).is_file():
+        return flag
+    parts = pathlib.PurePath(file).parts
+    if len(parts) == 2 and parts[0] == "configs":
+        package = pathlib.Path(__file__).parent
+        # Installed they are the package `edf_jax._configs`; in a checkout they lie beside it.
+        for folder in (package / "_configs", package.parent / "configs"):
+            if (folder / parts[1]).is_file():
+                return f"{name}={folder / parts[1]}{colon}{variant}"
+    raise UserError(f"there is no config file {file}")
+
+
+def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
+    """`runs/<prefix><config>-<variant>[-<8 hex of the overrides>]`."""
+    flag = _config_flag(values)
+    file, _, variant = flag.config_filename.partition(":")
+    name, *pairs = variant.split(",")
+    overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
+    workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
+    if overrides:
+        workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+    return workdir

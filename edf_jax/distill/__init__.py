@@ -1,0 +1,1 @@
+"""Distillation: the outer loop, what it starts from, and its checkpoints."""

@@ -1,0 +1,49 @@
+"""Which network the class activation maps are asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
+from edf_jax.experts.train import expert_after
+from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.models import Network
+from edf_jax.models.pretrained import IMAGENET_CLASSES, load_cam_network
+from edf_jax.training.trained import TrainedNetwork
+
+
+def import_cam_network(config, info: DatasetInfo | DatasetPlan) -> TrainedNetwork:
+    """The network of `cam.weights`: of our classes, or of ImageNet's for a part of it.
+
+    Raises:
+        UserError: the file can't be read, or is of another network.
+    """
+    of_imagenet = info.imagenet_indices is not None
+    imported, theta, batch_stats = load_cam_network(
+        config.cam.weights,
+        image_shape=info.image_shape,
+        num_classes={info.num_classes, *([IMAGENET_CLASSES] if of_imagenet else [])},
+    )
+    own = None if imported.num_classes == info.num_classes else info.imagenet_indices
+    return TrainedNetwork(imported, theta, batch_stats, f"imported {imported.name}", own)
+
+
+def choose_cam_network(
+    config,
+    dataset: Dataset,
+    network: Network,
+    store: TrajectoryStore,
+    teacher: Callable[[], TrainedNetwork],
+) -> TrainedNetwork:
+    """The network whose activation maps weigh pixel gradients and are shown.
+
+    Imported weights where `cam.weights` is given, the teacher where `cam.network` is `trained`,
+    else the first expert's last snapshot.
+    """
+    if config.cam.weights:
+        return import_cam_network(config, dataset.info)
+    if config.cam.network == "trained":
+        return teacher()
+    last = config.experts.epochs
+    name = f"the first expert ({network.name}) after epoch {last}"
+    return TrainedNetwork(network, *expert_after(network, store, 0, last), name)

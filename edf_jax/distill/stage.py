@@ -1,0 +1,116 @@
+"""The stage of a run that distils: what it starts from, the loop, and the maps it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from edf_jax import distilled_set
+from edf_jax.config.resolve import flatten
+from edf_jax.data import Dataset
+from edf_jax.distill.cam_network import choose_cam_network
+from edf_jax.distill.initial_set import initialise
+from edf_jax.distill.loop import Learnable, distill, make_weight
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.models.choose import network_for
+from edf_jax.runs.files import activation_maps_are_there, save_activation_maps
+from edf_jax.runs.folder import check_same
+from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.runtime import processes, randomness
+from edf_jax.runtime.errors import UserError
+from edf_jax.training.trained import TrainedNetwork
+
+_log = logging.getLogger(__name__)
+
+
+def distil(
+    config,
+    dataset: Dataset,
+    store: TrajectoryStore,
+    metrics: MetricsWriter,
+    workdir: pathlib.Path,
+    teacher: Callable[[], TrainedNetwork],
+    evaluate: Callable[[DistilledSet, int], Accuracies],
+) -> DistilledSet:
+    """Initialises and distils, or continues; returns the last set.
+
+    `teacher` is called where `cam.network` is `trained`, `evaluate` during the distillation.
+    """
+    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir))
+    network = network_for(config, dataset.info)
+    if finished is not None:
+        images = finished.images
+        if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
+            cam = choose_cam_network(config, dataset, network, store, teacher)
+            _save_maps(config, cam, finished, workdir)
+        return finished
+    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir))
+    if start is None:
+        made = initialise(config, dataset, network, store)
+        start = distilled_set.shared("a new set", lambda: made) or made
+        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
+        start.save(workdir / "distilled" / "step_0.safetensors")
+    cam = choose_cam_network(config, dataset, network, store, teacher)
+    weighed = config.distill.pixel_weight == "dae"
+    last = distill(
+        config,
+        network,
+        start,
+        store,
+        cam if weighed else None,
+        evaluate,
+        metrics,
+        workdir,
+    )
+    _save_maps(config, cam, last, workdir)
+    return last
+
+
+def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:
+    maps, weight = make_weight(config, cam)(
+        Learnable(jnp.asarray(last.images), jnp.asarray(last.labels), jnp.float32(last.alpha)),
+        randomness.stream(config.seed, "shown maps"),
+    )
+    arrays = (last.images, np.asarray(maps), np.asarray(weight))
+    save_activation_maps(workdir, *arrays, network=cam.name)
+
+
+def _first_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+    """The set that an earlier sitting started from; None where it has to be made."""
+    path = workdir / "distilled" / "step_0.safetensors"
+    if not (workdir / "checkpoints").exists():
+        return None
+    try:
+        return dataclasses.replace(distilled_set.load(path), config=flatten(config))
+    except UserError as error:
+        _log.warning("%s: made again", error)
+        return None
+
+
+def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+    """The last set of a finished distillation; None where there is more to do.
+
+    Raises:
+        UserError: it was made with another config.
+    """
+    folder = workdir / "distilled"
+    if not (folder / "last.safetensors").exists():
+        return None
+    try:
+        last = distilled_set.load(folder / "last.safetensors")
+        best = [distilled_set.load(folder / "best_on_test.safetensors")]
+        if config.data.held_out:
+            best.append(distilled_set.load(folder / "best_on_held_out.safetensors"))
+    except UserError as error:
+        _log.warning("%s: made again from the last checkpoint", error)
+        return None
+    for found in (last, *best):
+        check_same(folder, found.config, config)
+    return last if last.step == config.distill.iterations else None

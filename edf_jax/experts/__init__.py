@@ -1,0 +1,1 @@
+"""Expert trajectories: networks trained on the real data, a snapshot after every epoch."""

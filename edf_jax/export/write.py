@@ -1,0 +1,147 @@
+"""A distilled set for other tools: PNG images, NumPy, PyTorch, Hugging Face, TFDS.
+
+python -m edf_jax.export --run=runs/demo --to=images         PNG files and a table of soft labels
+python -m edf_jax.export --run=runs/demo --to=npz            one NumPy file
+python -m edf_jax.export --run=runs/demo --to=torch          the .pt files of the official codes
+python -m edf_jax.export --run=runs/demo --to=huggingface    Parquet with a dataset card
+python -m edf_jax.export --run=runs/demo --to=tfds           a TFDS folder (array_record)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edf_jax import distilled_set
+from edf_jax.distilled_set import DistilledSet
+from edf_jax.export import huggingface
+from edf_jax.export.formats import (
+    FORMAT,
+    describe,
+    write_images,
+    write_npz,
+    write_tfds,
+    write_torch,
+)
+from edf_jax.runs.files import RunFiles
+from edf_jax.runtime.errors import UserError
+
+# Each fills an empty folder from the set and its record.
+_WRITERS: dict[str, Callable[[DistilledSet, Mapping[str, Any], pathlib.Path], None]] = {
+    "images": write_images,
+    "torch": write_torch,
+    "huggingface": huggingface.write_huggingface,
+    "tfds": write_tfds,
+}
+FORMATS = ("images", "npz", "torch", "huggingface", "tfds")
+_RECORD = "distilled_set.json"
+
+
+def export(
+    distilled: DistilledSet,
+    to: str,
+    out: str | os.PathLike,
+    *,
+    result: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a distilled set in another form; it appears whole or not at all.
+
+    Args:
+        distilled: the set.
+        to: one of `FORMATS`.
+        out: a folder, or with `npz` a file that ends in `.npz`. An earlier export there is
+            replaced.
+        result: the run's `result.json`, told in the record and on the dataset card.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: `out` is something else than an earlier export or can't be written, the format
+            can't hold these images, or an optional package is missing.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to={to}: choose one of {', '.join(FORMATS)}")
+    out = pathlib.Path(out)
+    record = describe(distilled, result or {})
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if to == "npz":
+            _check_file(out)
+            write_npz(distilled, record, temporary)
+            temporary.replace(out)
+        else:
+            _check_folder(out)
+            temporary.mkdir()
+            _WRITERS[to](distilled, record, temporary)
+            (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            _replace_folder(temporary, out)
+    except OSError as error:
+        raise UserError(f"{out} can't be written: {error.strerror or error}") from error
+    finally:
+        _remove(temporary)
+    return out
+
+
+def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> pathlib.Path:
+    """Exports the set that a run is about, or the set in a `.safetensors` file.
+
+    Args:
+        run: a run's folder, or one of the files in its `distilled/`.
+        to: one of `FORMATS`.
+        out: where; by default `exported/<to>` in the run's folder (`exported/distilled.npz`).
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: there is no such set, its file is damaged, or see `export`.
+    """
+    path = pathlib.Path(run)
+    distilled = distilled_set.load(path)
+    folder = path if path.is_dir() else path.parent
+    if folder.name == "distilled":
+        folder = folder.parent
+    default = folder / "exported" / ("distilled.npz" if to == "npz" else to)
+    return export(distilled, to, out or default, result=RunFiles(folder).result)
+
+
+def _check_file(out: pathlib.Path) -> None:
+    if out.suffix != ".npz" or out.is_dir():
+        raise UserError(f"--out={out}: give a file that ends in .npz")
+
+
+def _check_folder(out: pathlib.Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise UserError(f"--out={out} is a file: give a folder")
+    try:
+        earlier = json.loads((out / _RECORD).read_text())["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = False
+    if not earlier:
+        raise UserError(f"--out={out} holds other files: give an empty or new folder")
+
+
+def _replace_folder(new: pathlib.Path, out: pathlib.Path) -> None:
+    old = new.with_suffix(".old")
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    _remove(old)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+

@@ -1,0 +1,1 @@
+"""One idea of the papers a file: pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""What runs and comparisons show: pages, tables and figures."""

@@ -1,0 +1,358 @@
+"""The table of a comparison: gathered from its cells' results, written in four forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edf_jax.report import charts, tables
+from edf_jax.runs.files import selected, write_file
+from edf_jax.runs.grid import Cell, Plan
+from edf_jax.runs.metrics import read_metrics
+from edf_jax.runs.statistics import interval95
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
+
+_PLAN_FILE = "comparison.json"
+# Stages that cells share, or that come to nothing.
+_NOT_THE_METHODS = ("set-up", "prepare", "experts", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Test accuracies of one kind of set, in percent.
+
+    Attributes:
+        by_seed: for each seed those of its networks.
+    """
+
+    by_seed: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean([value for values in self.by_seed for value in values]))
+
+    @property
+    def std(self) -> float:
+        """Over all networks of all seeds, ddof 0."""
+        return float(np.std([value for values in self.by_seed for value in values]))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% interval of the mean: over seeds where there are two or more, else over networks.
+
+        A seed's networks are trained on one set, so they say little about another.
+        """
+        values = [float(np.mean(values)) for values in self.by_seed]
+        if len(values) == 1:
+            values = list(self.by_seed[0])
+        return interval95(float(np.mean(values)), float(np.std(values)), len(values))
+
+    @property
+    def text(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        label: what is compared.
+        last: of the set that `distill.select` says, by default after the last iteration; of real
+            images, theirs.
+        best: the best on test data of each run; None for real images.
+        average: of FTD's moving average.
+        seconds: of distilling and evaluating, a run's mean; without the experts.
+        memory: the largest resident size of a run, in MiB.
+        device_memory: the most that an accelerator held, in MiB.
+        experts: the name of the cell that trained them, and its seconds.
+    """
+
+    label: str
+    last: Figure
+    best: Figure | None
+    average: Figure | None
+    seconds: float
+    memory: float
+    device_memory: float | None
+    experts: tuple[str, float] | None
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as JSON and CSV hold it."""
+        interval = self.last.interval or (None, None)
+        figures: dict[str, Any] = {
+            "method": self.label,
+            "mean": round(self.last.mean, 3),
+            "std": round(self.last.std, 3),
+            "interval_low": None if interval[0] is None else round(interval[0], 3),
+            "interval_high": None if interval[1] is None else round(interval[1], 3),
+            "seeds": len(self.last.by_seed),
+            "networks": sum(len(values) for values in self.last.by_seed),
+        }
+        for name, figure in (("best_on_test", self.best), ("average", self.average)):
+            figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
+            figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
+        return {
+            **figures,
+            "seconds": round(self.seconds, 1),
+            "memory_mb": self.memory,
+            "device_memory_mb": self.device_memory,
+            "experts": self.experts and self.experts[0],
+            "experts_seconds": self.experts and round(self.experts[1], 1),
+        }
+
+    def cells(self) -> dict[str, str]:
+        """The line as people read it, by column."""
+        low_high = self.last.interval
+        return {
+            "method": self.label,
+            "test accuracy, %": self.last.text,
+            "95% interval": "–" if low_high is None else "{:.1f} to {:.1f}".format(*low_high),
+            "best on test, %": "" if self.best is None else self.best.text,
+            "moving average, %": "" if self.average is None else self.average.text,
+            "seconds": f"{self.seconds:.0f}",
+            "memory, MiB": f"{self.memory:.0f}",
+            "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
+            "experts": "" if self.experts is None else self.experts[0],
+        }
+
+
+def gather(plan: Plan) -> list[Row]:
+    """The rows of a plan whose cells are all finished."""
+    return [
+        _row(label, [plan.cells[identity] for identity in ids], plan)
+        for label, ids in plan.rows.items()
+    ]
+
+
+def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
+    results = [_result(cell) for cell in cells]
+    kind = cells[0].baseline or selected(results[0])
+    trainers = {
+        plan.experts[identity]
+        for identity, cell in plan.cells.items()
+        if cell in cells and identity in plan.experts
+    }
+    experts = None
+    for identity in trainers:
+        trainer = plan.cells[identity]
+        experts = trainer.name, float(_result(trainer)["stages"].get("experts", 0.0))
+    device = [m for result in results if (m := result.get("peak_device_memory_mb")) is not None]
+    own = [
+        sum(s for stage, s in result["stages"].items() if stage not in _NOT_THE_METHODS)
+        for result in results
+    ]
+    last = _figure(results, kind)
+    if last is None:
+        raise UserError(f"{cells[0].workdir} has no result of kind {kind}: remove it")
+    return Row(
+        label,
+        last,
+        _figure(results, "best_on_test"),
+        _figure(results, "average"),
+        float(np.mean(own)),
+        max(result["peak_memory_mb"] for result in results),
+        max(device, default=None),
+        experts,
+    )
+
+
+def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:
+    name = f"{kind}_accuracies"
+    if not all(result.get(name) for result in results):
+        return None
+    return Figure(tuple(tuple(result[name]) for result in results))
+
+
+def _result(cell: Cell) -> dict[str, Any]:
+    try:
+        return json.loads((cell.workdir / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{cell.workdir / 'result.json'} can't be read: remove it") from error
+
+
+def save_plan(plan: Plan, workdir: pathlib.Path) -> None:
+    """Writes `comparison.json`, from which `load` makes the table again."""
+    cells = {
+        identity: {
+            "name": cell.name,
+            "folder": cell.workdir.relative_to(workdir).as_posix(),
+            "kind": cell.kind,
+            "baseline": cell.baseline,
+        }
+        for identity, cell in plan.cells.items()
+    }
+    what = {"title": plan.title, "rows": plan.rows, "cells": cells, "experts": plan.experts}
+    storage.write_text(workdir / _PLAN_FILE, json.dumps(what, indent=1))
+
+
+def is_comparison(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a finished comparison."""
+    return (workdir / _PLAN_FILE).exists()
+
+
+def load(workdir: pathlib.Path) -> tuple[str, list[Row]]:
+    """A comparison's title and rows, from its cells' results.
+
+    Raises:
+        UserError: its files can't be read.
+    """
+    plan = load_plan(workdir)
+    return plan.title, gather(plan)
+
+
+def load_plan(workdir: pathlib.Path) -> Plan:
+    """A finished comparison's rows and cells, without the cells' configs.
+
+    Raises:
+        UserError: its file can't be read.
+    """
+    path = workdir / _PLAN_FILE
+    try:
+        what = json.loads(path.read_text(encoding="utf-8"))
+        cells = {
+            identity: Cell(
+                cell["name"], workdir / cell["folder"], None, cell["kind"], cell["baseline"]
+            )
+            for identity, cell in what["cells"].items()
+        }
+        return Plan(what["title"], what["rows"], cells, what["experts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({error}): compare again") from error
+
+
+def learning_curves(plan: Plan) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """How test accuracy grew while distilling, by label.
+
+    Args:
+        plan: whose cells are finished.
+
+    Returns:
+        For each label whose runs logged accuracies: iterations `[n]` that all its seeds have, the
+        mean `[n]` and the deviation `[n]` (ddof 0) over seeds, in percent.
+    """
+    found = {}
+    for label, identities in plan.rows.items():
+        seeds = [_accuracies(plan.cells[identity].workdir) for identity in identities]
+        steps = sorted(set.intersection(*map(set, seeds)))
+        if steps:
+            values = np.array([[seed[step] for step in steps] for seed in seeds])
+            found[label] = (np.array(steps), values.mean(0), values.std(0))
+    return found
+
+
+def _accuracies(workdir: pathlib.Path) -> dict[int, float]:
+    found = {row["step"]: row.get("accuracy_mean") for row in read_metrics(workdir, "evaluate")}
+    return {step: accuracy for step, accuracy in found.items() if accuracy is not None}
+
+
+def gains(rows: Sequence[Row], over: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
+    """What each row gains over another, seed by seed.
+
+    A seed's runs start from the same images, so pairs say more than two means do.
+
+    Args:
+        rows: of a table.
+        over: the label of the row to compare with.
+
+    Returns:
+        By label, the mean over seeds of the difference, in percentage points, and its 95% interval
+        (Student's t over seeds; None with one seed).
+
+    Raises:
+        UserError: no row is called that.
+    """
+    by_seed = {row.label: [np.mean(values) for values in row.last.by_seed] for row in rows}
+    if over not in by_seed:
+        raise UserError(f"no row is called {over!r}: {', '.join(by_seed)} are")
+    found = {}
+    for label, values in by_seed.items():
+        if label != over:
+            pairs = np.subtract(values, by_seed[over])
+            spread = interval95(float(pairs.mean()), float(pairs.std()), len(pairs))
+            found[label] = (float(pairs.mean()), spread)
+    return found
+
+
+def write(plan: Plan, rows: Sequence[Row], workdir: pathlib.Path) -> None:
+    """Writes `table.md`, `.csv`, `.tex` and `.png`; `curves.png` where runs logged accuracies."""
+    title = plan.title
+    storage.write_text(workdir / "table.md", f"{title}\n\n{to_markdown(rows)}")
+    storage.write_text(workdir / "table.csv", to_csv(rows))
+    storage.write_text(workdir / "table.tex", to_latex(rows, title))
+    nothing = (float("nan"), float("nan"))
+    shown = {"last": [(row.last.mean, row.last.std) for row in rows]}
+    if any(row.best for row in rows):
+        shown["best on test"] = [
+            (row.best.mean, row.best.std) if row.best else nothing for row in rows
+        ]
+    picture = charts.comparison(
+        [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
+    )
+    write_file(workdir / "table.png", picture)
+    write_curves(plan, workdir)
+
+
+def write_curves(plan: Plan, workdir: pathlib.Path) -> None:
+    """Writes `curves.png`, where runs logged accuracies while distilling."""
+    if curves := learning_curves(plan):
+        title = "Test accuracy while distilling, %"
+        write_file(workdir / "curves.png", charts.curves(curves, title=title, x_label="iteration"))
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Every figure as comma-separated values."""
+    text = [{k: "" if v is None else str(v) for k, v in row.figures().items()} for row in rows]
+    return tables.to_csv(text)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table, and what its numbers are."""
+    return tables.to_markdown([row.cells() for row in rows]) + "\n" + _notes(rows) + "\n"
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    counts = [len(values) for row in rows for values in row.last.by_seed]
+    seeds = len(rows[0].last.by_seed)
+    networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    notes = [
+        f"Mean and standard deviation over {networks} networks"
+        + (f" of each of {seeds} seeds" if seeds > 1 else "")
+        + "; interval by Student's t over "
+        + ("seeds." if seeds > 1 else "networks."),
+        "Best on test: the evaluation of each run that was best on test data.",
+        "Seconds: distilling and evaluating, a run's mean.",
+    ]
+    experts = dict(row.experts for row in rows if row.experts)
+    if experts:
+        shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in experts.items())
+        notes.append(f"Training the experts, once for all rows that share them: {shown}.")
+    return " ".join(notes)
+
+
+def to_latex(rows: Sequence[Row], title: str) -> str:
+    """A `tabular` with a caption; it needs no package."""
+    table = [row.cells() for row in rows]
+    columns = [name for name in table[0] if any(cells[name] for cells in table)]
+    head, *lines = [
+        " & ".join(_escaped(text) for text in line) + " \\\\\n"
+        for line in [columns, *([cells[name] for name in columns] for cells in table)]
+    ]
+    return (
+        f"\\begin{{table}}\n\\caption{{{_escaped(title)}. {_escaped(_notes(rows))}}}\n"
+        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n"
+        f"{head}\\hline\n{''.join(lines)}"
+        "\\end{tabular}\n\\end{table}\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    for plain, escaped in (("±", "$\\pm$"), ("–", "--")):
+        text = text.replace(plain, escaped)
+    return "".join(f"\\{letter}" if letter in "%_&#" else letter for letter in text)

@@ -1,0 +1,195 @@
+"""The figures of a run. Pure: arrays in, the bytes of a PNG out.
+
+The curves are in `edf_jax.report.charts` and named here too; this file lays out pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edf_jax.report.charts import (
+    DARK,
+    DPI,
+    LIGHT,
+    Theme,
+    accuracy_curve,
+    expert_accuracy,
+    loss_curve,
+    png,
+    start_epochs,
+)
+from edf_jax.runs import pictures
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "accuracy_curve",
+    "activation_maps",
+    "before_after",
+    "expert_accuracy",
+    "loss_curve",
+    "start_epochs",
+]
+
+
+def before_after(
+    real,
+    distilled,
+    labels,
+    class_names: Sequence[str],
+    *,
+    per_class: int = 5,
+    classes: int = 20,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Distilled images beside the real ones they grew from, by class.
+
+    Few images per class: a column for each class, real above distilled. More: a row for each.
+
+    Args:
+      real: `[n, H, W, C]` pixels in [0, 1].
+      distilled: the same images after distillation, same shape.
+      labels: `[n]`, class of each.
+      class_names: by class.
+      per_class, classes: at most so many are shown.
+    """
+    chosen = pictures.choose(labels, len(class_names), per_class=per_class, classes=classes)
+    names = [class_names[int(np.asarray(labels)[indices[0]])] for indices in chosen]
+    depth = max(len(indices) for indices in chosen)
+    if depth <= 2:
+        return _columns_of_classes(real, distilled, chosen, names, depth, theme)
+    return _rows_of_classes(real, distilled, chosen, names, depth, theme)
+
+
+def _columns_of_classes(real, distilled, chosen, names, depth, theme) -> bytes:
+    blocks = []
+    per_line = min(10, len(chosen))
+    for start in range(0, len(chosen), per_line):
+        line = chosen[start : start + per_line]
+        for title, images in (("real", real), ("distilled", distilled)):
+            grid = pictures.tile(_pad(images, line, depth, by_column=True), len(line), side=96)
+            blocks.append((title, grid, names[start : start + per_line] if title == "real" else []))
+    width = max(grid.shape[1] for _, grid, _ in blocks)
+    left, top, gap = 118, 44, 10
+    height = sum(grid.shape[0] + gap + (top if head else 0) for _, grid, head in blocks) + gap
+    canvas = _Canvas(left + width + 12, height, theme)
+    y = 0
+    for title, grid, head in blocks:
+        y += top if head else 0
+        for i, name in enumerate(head):
+            cell = (grid.shape[1] + 2) / len(head)
+            text = pictures.short_name(name, max(4, int(cell / 12)))
+            canvas.text(left + (i + 0.5) * cell, y - 12, text, ha="center", color=theme.ink)
+        canvas.image(grid, left, y)
+        canvas.text(left - 14, y + grid.shape[0] / 2, title, ha="right", va="center")
+        y += grid.shape[0] + gap
+    return canvas.png()
+
+
+def _rows_of_classes(real, distilled, chosen, names, depth, theme) -> bytes:
+    grids = [
+        pictures.tile(_pad(images, chosen, depth, by_column=False), depth, side=96)
+        for images in (real, distilled)
+    ]
+    height, width = grids[0].shape[:2]
+    letters = min(16, max(len(name) for name in names))
+    left, top, gap = 30 + 13 * letters, 46, 28
+    canvas = _Canvas(left + 2 * width + gap + 12, top + height + 12, theme)
+    for title, grid, x in zip(("real", "distilled"), grids, (left, left + width + gap)):
+        canvas.text(x, top - 14, title, color=theme.muted)
+        canvas.image(grid, x, top)
+    row = (height + 2) / len(names)
+    for i, name in enumerate(names):
+        text = pictures.short_name(name, letters)
+        canvas.text(
+            left - 14, top + (i + 0.5) * row, text, ha="right", va="center", color=theme.ink
+        )
+    return canvas.png()
+
+
+def _pad(images, chosen, depth: int, by_column: bool) -> np.ndarray:
+    """The chosen images, one class after another or interleaved, blank where a class has fewer."""
+    pixels = pictures.to_rgb(images)
+    grid = np.full((len(chosen), depth, *pixels.shape[1:]), 0.5, np.float32)
+    for row, indices in enumerate(chosen):
+        grid[row, : len(indices)] = pixels[indices]
+    grid = grid.swapaxes(0, 1) if by_column else grid
+    return grid.reshape(-1, *pixels.shape[1:])
+
+
+def activation_maps(
+    images,
+    maps,
+    weights,
+    labels,
+    class_names: Sequence[str],
+    *,
+    count: int = 10,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Images, their class activation maps over them, and the weights on their gradients (DAE).
+
+    Args:
+      images: `[n, H, W, C]` pixels in [0, 1].
+      maps: `[n, H, W]` in [0, 1].
+      weights: `[n, H, W]`, what the gradient of each pixel is multiplied by.
+      labels: `[n]`, class of each.
+      count: how many images, of classes spread evenly.
+    """
+    chosen = pictures.choose(labels, len(class_names), per_class=1, classes=count)
+    index = np.concatenate(chosen)
+    weights = np.asarray(weights, np.float32)
+    high = max(float(weights.max()), 1.0 + 1e-3)
+    rows = {
+        "distilled": pictures.to_rgb(np.asarray(images)[index]),
+        "activation": pictures.overlay(np.asarray(images)[index], np.asarray(maps)[index]),
+        "weight": pictures.colourise(weights[index], 1.0, high, pictures.WEIGHT_COLOURS),
+    }
+    grids = [pictures.tile(row, len(index), side=96) for row in rows.values()]
+    height, width = grids[0].shape[:2]
+    left, top, gap, foot = 136, 44, 8, 64
+    # Room for the legend below, however few images there are.
+    canvas = _Canvas(left + max(width, 480) + 12, top + 3 * (height + gap) + foot, theme)
+    cell = (width + 2) / len(index)
+    for i, label in enumerate(np.asarray(labels)[index]):
+        text = pictures.short_name(class_names[int(label)], max(4, int(cell / 12)))
+        canvas.text(left + (i + 0.5) * cell, top - 12, text, ha="center", color=theme.ink)
+    for i, (title, grid) in enumerate(zip(rows, grids)):
+        y = top + i * (height + gap)
+        canvas.image(grid, left, y)
+        canvas.text(left - 14, y + height / 2, title, ha="right", va="center")
+    ramp = pictures.colourise(
+        np.broadcast_to(np.linspace(0, 1, 200), (12, 200)), 0, 1, pictures.WEIGHT_COLOURS
+    )
+    y = top + 3 * (height + gap) + 12
+    canvas.image(pictures.tile(ramp[None], 1), left + 40, y)
+    canvas.text(left, y + 6, "1", va="center")
+    canvas.text(left + 252, y + 6, f"{high:.2g}  times the gradient", va="center")
+    return canvas.png()
+
+
+class _Canvas:
+    """A figure laid out in pixels, so that images keep theirs exactly; y counts from the top."""
+
+    def __init__(self, width: float, height: float, theme: Theme):
+        from matplotlib.figure import Figure
+
+        self._width, self._height, self._theme = round(width), round(height), theme
+        self._figure = Figure(
+            figsize=(self._width / DPI, self._height / DPI), dpi=DPI, facecolor=theme.background
+        )
+
+    def image(self, pixels, x: float, y: float) -> None:
+        bottom = self._height - round(y) - pixels.shape[0]
+        self._figure.figimage(np.flipud(pixels), round(x), bottom, origin="lower")
+
+    def text(self, x: float, y: float, text: str, **style: Any) -> None:
+        style = {"fontsize": 7.5, "color": self._theme.muted, **style}
+        self._figure.text(x / self._width, 1 - y / self._height, text, **style)
+
+    def png(self) -> bytes:
+        return png(self._figure)

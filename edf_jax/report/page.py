@@ -1,0 +1,156 @@
+"""A run told in one file: `report.html`, without network, and the figures beside it.
+
+python -m edf_jax.report runs/demo              writes runs/demo/report.html
+python -m edf_jax.report runs/a runs/b          one table over runs, in Markdown
+python -m edf_jax.report runs/* --csv           the same as comma-separated values
+
+A comparison's folder (`edf_jax.compare`) shows its table, made again from its runs' logs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edf_jax.report import figures, sections
+from edf_jax.runs.files import RunFiles, open_run, write_file
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes `workdir/report.html` and `workdir/figures/*.png` from the run's files.
+
+    What the run does not have (yet) is left out.
+
+    Returns:
+      The report's path.
+
+    Raises:
+      UserError: `workdir` is no run.
+    """
+    run = open_run(workdir)
+    light = draw_charts(run, figures.LIGHT)
+    for name, png in {**draw_pictures(run), **light}.items():
+        write_file(run.workdir / "figures" / f"{name}.png", png)
+    parts = [
+        sections.header(run),
+        sections.results(run),
+        sections.gallery(run),
+        sections.activation_maps(run),
+        sections.history(run),
+        sections.charts(light, draw_charts(run, figures.DARK)),
+        sections.provenance(run),
+        '<footer class="muted small">Written by edf_jax from the files of the run.</footer>',
+    ]
+    path = run.workdir / "report.html"
+    write_file(path, _page(run.workdir.resolve().name, "\n".join(parts)).encode())
+    return path
+
+
+def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
+    """The run's curves as PNG, by name: loss, accuracy, experts, start_epochs."""
+    drawn: dict[str, bytes] = {}
+    rows = [row for row in run.rows("distill") if "loss" in row]
+    if rows:
+        steps = _column(rows, "step")
+        drawn["loss"] = figures.loss_curve(
+            steps,
+            _column(rows, "loss"),
+            _column(rows, "skipped") == 1.0,
+            # 0 is no gate.
+            threshold=run.config.get("distill", {}).get("threshold") or None,
+            theme=theme,
+        )
+    evaluations = [row for row in run.rows("evaluate") if row.get("accuracy_mean") is not None]
+    if evaluations:
+        drawn["accuracy"] = figures.accuracy_curve(
+            _column(evaluations, "step"),
+            _column(evaluations, "accuracy_mean"),
+            np.nan_to_num(_column(evaluations, "accuracy_std")),
+            random=_reference(run, "random"),
+            full=_reference(run, "full"),
+            theme=theme,
+        )
+    experts = [row for row in run.rows("experts") if row.get("test_accuracy") is not None]
+    if experts:
+        drawn["experts"] = figures.expert_accuracy(*_experts_table(experts), theme=theme)
+    started = [row for row in rows if row.get("start_epoch") is not None]
+    if started:
+        upper = _column(started, "max_start_epoch")
+        drawn["start_epochs"] = figures.start_epochs(
+            _column(started, "step"),
+            _column(started, "start_epoch"),
+            upper if np.isfinite(upper).all() else None,
+            theme=theme,
+        )
+    return drawn
+
+
+def draw_pictures(run: RunFiles, theme: figures.Theme = figures.LIGHT) -> dict[str, bytes]:
+    """Images of the run as PNG, by name: before_after, activation_maps."""
+    drawn: dict[str, bytes] = {}
+    last, first, activation = run.last, run.first, run.activation_maps()
+    if last is not None and first is not None:
+        drawn["before_after"] = figures.before_after(
+            first.pixels, last.pixels, run.classes, last.class_names, theme=theme
+        )
+    if last is not None and activation is not None:
+        drawn["activation_maps"] = figures.activation_maps(
+            last.pixels,
+            activation.maps,
+            activation.weights,
+            run.classes,
+            last.class_names,
+            theme=theme,
+        )
+    return drawn
+
+
+def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """One key of all rows as floats, not-a-number where a row has none."""
+    return np.array([np.nan if row.get(key) is None else float(row[key]) for row in rows])
+
+
+def _reference(run: RunFiles, kind: str) -> tuple[float, float] | None:
+    mean = run.result.get(f"{kind}_mean")
+    return None if mean is None else (mean, run.result.get(f"{kind}_std") or 0.0)
+
+
+def _experts_table(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs `[E]` and test accuracies `[groups, E]` from the experts' rows."""
+    measured = {
+        (row.get("group", 0), row.get("epoch", row["step"])): row["test_accuracy"] for row in rows
+    }
+    groups, epochs = (sorted({key[i] for key in measured}) for i in (0, 1))
+    table = [[measured.get((group, epoch), np.nan) for epoch in epochs] for group in groups]
+    return np.array(epochs), np.array(table, float)
+
+
+def _page(title: str, body: str) -> str:
+    assets = resources.files("edf_jax.report")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · edf_jax</title>\n<style>\n{_variables()}"
+        f"{(assets / 'report.css').read_text()}</style></head>\n<body>\n{body}\n"
+        f"<script>\n{(assets / 'report.js').read_text()}</script>\n</body></html>\n"
+    )
+
+
+def _variables() -> str:
+    """The themes' colours as CSS variables, so that page and figures agree."""
+
+    def block(theme: figures.Theme, page: str) -> str:
+        colours = {"page": page, **dataclasses.asdict(theme)}
+        return ":root { " + " ".join(f"--{k}: {v};" for k, v in colours.items()) + " }"
+
+    return (
+        f"{block(figures.LIGHT, '#f4f6f9')}\n"
+        f"@media (prefers-color-scheme: dark) {{ {block(figures.DARK, '#0d1117')} }}\n"
+    )
+

@@ -1,0 +1,1 @@
+"""A run's folder and files, its metrics and pictures; grids of runs."""

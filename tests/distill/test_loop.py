@@ -1,0 +1,251 @@
+"""The outer loop: what it draws, when it moves, what it warns of, how it continues."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edf_jax import distilled_set
+from edf_jax.distill import loop as distill
+from edf_jax.matching.iteration import initial_state
+from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.training.trained import TrainedNetwork
+from tests import tiny
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tiny.made_up_experts(tmp_path / "experts")
+
+
+def _cam(store):
+    network = tiny.network()
+    theta = jnp.asarray(store.snapshot(0, 4))
+    return TrainedNetwork(network, theta, {}, "the first expert")
+
+
+# Start epochs and experts.
+
+
+def test_the_bound_grows_in_whole_steps_and_stays():
+    bounds = [distill.start_epoch_bound(it, 2, 8, 100) for it in (0, 16, 17, 50, 99, 100, 500)]
+    assert bounds == [2, 2, 3, 5, 7, 8, 8]
+
+
+def test_a_fixed_bound_is_the_last_one_from_the_start():
+    assert distill.start_bound(tiny.config("mtt"), 0) == 3
+    assert [distill.start_bound(tiny.config("datm"), it) for it in (0, 2, 4)] == [1, 2, 3]
+
+
+def test_choices_follow_from_seed_and_iteration_alone():
+    config = tiny.config("mtt", **{"distill.trajectories": 2})
+    forwards = [distill.choices(config, it) for it in range(12)]
+    backwards = [distill.choices(config, it) for it in reversed(range(12))]
+    assert forwards == backwards[::-1]
+    other = tiny.config("mtt", **{"distill.trajectories": 2, "seed": 1})
+    assert forwards != [distill.choices(other, it) for it in range(12)]
+
+
+@pytest.mark.parametrize("trajectories", [1, 2])
+def test_experts_come_without_replacement(trajectories):
+    config = tiny.config("mtt", **{"distill.trajectories": trajectories})
+    experts = [expert for it in range(12) for expert, _ in distill.choices(config, it)]
+    turns = [experts[i : i + 3] for i in range(0, len(experts), 3)]
+    assert all(sorted(turn) == [0, 1, 2] for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 1
+
+
+def test_start_epochs_are_all_those_allowed():
+    drawn = {start for it in range(60) for _, start in distill.choices(tiny.config("mtt"), it)}
+    assert drawn == {0, 1, 2}
+    values = {"distill.min_start_epoch": 1, "distill.current_max_start_epoch": 2}
+    late = tiny.config("datm", **values)
+    assert {start for it in range(60) for _, start in distill.choices(late, it)} == {1, 2}
+
+
+# One step.
+
+
+def _state(options):
+    initial = tiny.initial_set()
+    values = distill.Learnable(
+        jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
+    )
+    return initial_state(options, values)
+
+
+def _gradients(state, seed=0):
+    rng = np.random.default_rng(seed)
+    return distill.Learnable(
+        *(jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in state.values)
+    )
+
+
+def _step(options, state, loss, gradients, threshold):
+    weight = jnp.ones((*state.values.images.shape[:3], 1))
+    optimiser = distill.outer_optimiser(options)
+    return distill.outer_step(
+        optimiser, state, jnp.float32(loss), gradients, weight, threshold, decay=options.average
+    )
+
+
+def _assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_over_the_gate_nothing_moves_not_even_momentum():
+    options = tiny.config("edf", **{"distill.average": 0.5}).distill
+    state, _ = _step(options, _state(options), 0.5, _gradients(_state(options)), 1.0)
+    after, skipped = _step(options, state, 1.01, _gradients(state, 1), 1.0)
+    assert skipped
+    _assert_same(after, state)
+    on_it, skipped = _step(options, state, 1.0, _gradients(state, 1), 1.0)
+    assert not skipped
+    assert not np.array_equal(on_it.values.images, state.values.images)
+
+
+def test_without_a_gate_every_finite_loss_moves():
+    options = tiny.config("mtt").distill
+    _, skipped = _step(options, _state(options), 100.0, _gradients(_state(options)), 0.0)
+    assert not skipped
+
+
+@pytest.mark.parametrize("where", ["loss", "images", "labels", "alpha"])
+def test_what_is_not_finite_moves_nothing(where):
+    options = tiny.config("edf").distill
+    state = _state(options)
+    gradients, loss = _gradients(state), 0.5
+    if where == "loss":
+        loss = np.nan
+    else:
+        gradients = gradients._replace(**{where: getattr(gradients, where) * jnp.inf})
+    after, skipped = _step(options, state, loss, gradients, 1.0)
+    assert skipped
+    _assert_same(after, state)
+
+
+def test_the_weight_multiplies_the_pixels_gradient_before_momentum():
+    options = tiny.config("edf").distill
+    state = _state(options)
+    gradients = _gradients(state)
+    weight = jnp.asarray(np.random.default_rng(2).uniform(1, 2, (6, 8, 8, 1)), jnp.float32)
+    optimiser = distill.outer_optimiser(options)
+    after = state
+    for _ in range(2):
+        after, _ = distill.outer_step(optimiser, after, jnp.float32(0), gradients, weight, 1.0)
+    expected = state.values.images - options.lr_img * (2 + options.momentum_img) * (
+        weight * gradients.images
+    )
+    np.testing.assert_allclose(after.values.images, expected, rtol=2e-5, atol=1e-4)
+
+
+# The loop.
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", ["edf", "ftd", "tesla"])
+def test_a_killed_run_continues_bit_identically(tmp_path, store, method):
+    config = tiny.config(method)
+    cam = _cam(store) if method == "edf" else None
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = tiny.run_distillation(config, whole, store, cam=cam)
+
+    def kill_at_3(distilled, iteration):
+        if iteration == 3:
+            raise _Killed
+        return tiny.evaluate(distilled, iteration)
+
+    with pytest.raises(_Killed):
+        tiny.run_distillation(config, killed, store, cam=cam, on=kill_at_3)
+    assert not (killed / "distilled" / "last.safetensors").exists()
+    found = tiny.run_distillation(config, killed, store, cam=cam)
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.alpha == expected.alpha
+    assert tiny.rows(killed) == tiny.rows(whole)
+    for path in sorted((whole / "distilled").glob("*.safetensors")):
+        same = distilled_set.load(killed / "distilled" / path.name)
+        np.testing.assert_array_equal(same.images, distilled_set.load(path).images)
+
+
+def test_rows_say_what_was_matched_and_the_bound(tmp_path, store):
+    config = tiny.config("datm")
+    tiny.run_distillation(config, tmp_path, store)
+    rows = tiny.rows(tmp_path, "distill")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert [row["max_start_epoch"] for row in rows] == [1, 1, 2, 2, 3, 3]
+    for row in rows:
+        assert [(row["expert"], row["start_epoch"])] == distill.choices(config, row["step"])
+    assert [row["step"] for row in tiny.rows(tmp_path, "evaluate")] == [0, 3, 6]
+
+
+def test_warns_where_most_iterations_are_skipped(tmp_path, store, caplog):
+    tiny.run_distillation(tiny.config("datm", **{"distill.threshold": 1e-6}), tmp_path, store)
+    told = [line for line in tiny.messages(caplog) if "skipped" in line]
+    assert len(told) == 1
+    losses = [row["loss"] for row in tiny.rows(tmp_path, "distill")]
+    assert "6 of the last 6" in told[0]
+    assert f"median loss {np.median(losses):.3f}" in told[0]
+    assert "distill.threshold 0.000" in told[0]
+
+
+def test_warns_once_where_alpha_is_not_positive(tmp_path, store, caplog):
+    tiny.run_distillation(tiny.config("datm", **{"distill.lr_lr": 10.0}), tmp_path, store)
+    rows = tiny.rows(tmp_path, "distill")
+    assert sum(row["alpha"] <= 0 for row in rows) > 1
+    told = [line for line in tiny.messages(caplog) if "alpha" in line]
+    turns = sum(
+        row["alpha"] <= 0 < before["alpha"] for before, row in zip(rows, rows[1:], strict=False)
+    )
+    assert len(told) == turns + (rows[0]["alpha"] <= 0)
+    assert "not positive" in told[0]
+
+
+def test_a_quiet_run_warns_of_nothing(tmp_path, store, caplog):
+    tiny.run_distillation(tiny.config("datm"), tmp_path, store)
+    assert tiny.messages(caplog) == []
+
+
+def test_best_on_test_is_the_best_of_the_evaluations(tmp_path, store):
+    worth = {0: 3.0, 3: 5.0, 6: 4.0}
+
+    def evaluate(distilled, iteration):
+        return tiny.Accuracy(worth[iteration])
+
+    tiny.run_distillation(tiny.config("datm"), tmp_path, store, on=evaluate)
+    assert distilled_set.load(tmp_path / "distilled" / "best_on_test.safetensors").step == 3
+    assert distilled_set.load(tmp_path / "distilled" / "last.safetensors").step == 6
+
+
+def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeypatch):
+    shown = []
+    images, histogram = MetricsWriter.images, MetricsWriter.histogram
+
+    def spy_images(self, step, stage, name, pixels):
+        shown.append((step, name, np.shape(pixels)))
+        images(self, step, stage, name, pixels)
+
+    def spy_histogram(self, step, stage, name, values):
+        shown.append((step, name, None))
+        histogram(self, step, stage, name, values)
+
+    monkeypatch.setattr(MetricsWriter, "images", spy_images)
+    monkeypatch.setattr(MetricsWriter, "histogram", spy_histogram)
+    config = tiny.config("edf", **{"log.tensorboard": True})
+    tiny.run_distillation(config, tmp_path, store, cam=_cam(store))
+    assert {step for step, _, _ in shown} == {0, 3, 6}
+    # Three classes of two images, eight pixels a side, two between.
+    grid = (3 * 10 - 2, 2 * 10 - 2, 3)
+    assert {(name, shape) for _, name, shape in shown} == {
+        ("distilled", grid),
+        ("activation_maps", grid),
+        ("pixels", None),
+        ("label_probabilities", None),
+    }
+    assert list((tmp_path / "tensorboard" / "evaluate").glob("events*"))

@@ -1,0 +1,337 @@
+"""Trials on a bench: rates, baselines, stored labels, the teacher, the ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edf_jax.evaluate import labelled_images, stage
+from edf_jax.evaluate import measure as bench_module
+from edf_jax.evaluate.measure import Bench, RealNetworks, Trial
+from edf_jax.evaluate.measured import Ledger
+from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
+from edf_jax.models.choose import MATCHED, POOLS, expand, find_network, network_for
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
+from tests.evaluation_data import make_config, make_dataset, make_distilled, without_test_pixels
+
+
+def _no_teacher():
+    raise AssertionError("no teacher is needed here")
+
+
+def _bench(config, dataset, folder, **options):
+    options.setdefault("get_teacher", lambda: get_teacher(config, dataset, folder))
+    return Bench(config, dataset, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+def _experts(config, dataset):
+    network = network_for(config, dataset.info)
+    thetas = [network.init(jax.random.key(k)) for k in range(2)]
+    return RealNetworks(network, lambda k: thetas[k], 2, "two networks")
+
+
+def test_a_learned_rate_is_used_on_its_own_network_alone(dataset, tmp_path):
+    config = make_config()
+    bench = _bench(config, dataset, tmp_path, get_teacher=_no_teacher)
+    own = labelled_images.of_distilled(make_distilled(dataset))
+    assert bench._known_rate(Trial(own)) == pytest.approx(0.05)
+    assert bench._known_rate(Trial(own, "MLP")) is None
+    assert bench._known_rate(Trial(own.with_hard_labels())) is None
+    other = labelled_images.of_distilled(make_distilled(dataset))
+    object.__setattr__(other, "config", {"model.width": 128})
+    assert bench._known_rate(Trial(other)) is None
+    searching = _bench(make_config(**{"evaluate.rate": "search"}), dataset, tmp_path)
+    assert searching._known_rate(Trial(own)) is None
+    everywhere = _bench(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
+    assert everywhere._known_rate(Trial(own, "MLP")) == pytest.approx(0.05)
+
+
+def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
+    """Other test images, and the same rates are chosen; held-out ones are not trained on."""
+    config = make_config()
+    found = []
+    for data in (dataset, without_test_pixels(dataset)):
+        bench = _bench(config, data, tmp_path, get_teacher=_no_teacher)
+        subject = bench.baseline("random", 2)
+        held_out = bench.held_out(subject)
+        assert not set(held_out) & set(subject.positions)
+        assert len(held_out) + len(subject.positions) == 60
+        trial = Trial(subject)
+        tested = []
+        evaluator = bench.evaluator(trial)
+        test = evaluator.test
+        evaluator.test = lambda states, *data, test=test, tested=tested: (
+            tested.append(data) or test(states, *data)
+        )
+        found.append(bench._rate(trial, evaluator, None))
+        ((images, labels),) = tested
+        np.testing.assert_array_equal(images, dataset.train.images[held_out])
+        np.testing.assert_array_equal(labels, dataset.train.labels[held_out])
+    assert found[0] == found[1]
+    assert found[0][1] == "best of 2 on 54 held-out training images"
+
+
+def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
+    config = make_config()
+    bench = _bench(
+        config, dataset, tmp_path, get_teacher=_no_teacher, real_networks=_experts(config, dataset)
+    )
+    for name in ("random", "herding", "k_centre", "real_soft"):
+        subject = bench.baseline(name, 2)
+        expected = dataset.train.labels[subject.positions]
+        assert np.bincount(expected).tolist() == [2, 2, 2] and len(set(subject.positions)) == 6
+        stored = dataset.info.normalisation.apply(dataset.train.images[subject.positions])
+        np.testing.assert_allclose(subject.images, stored, rtol=1e-6)
+        assert subject.has_soft_labels == (name == "real_soft")
+        if name != "real_soft":
+            np.testing.assert_array_equal(subject.classes, expected)
+    assert bench.baseline("herding", 2) is bench.baseline("herding", 2)
+    np.testing.assert_array_equal(
+        bench.baseline("real_soft", 2).images, bench.baseline("random", 2).images
+    )
+
+
+def test_a_network_with_batch_norm_is_evaluated(dataset, tmp_path):
+    config = make_config(**{"evaluate.epochs": 40, "evaluate.batch": 4})
+    bench = _bench(config, dataset, tmp_path, get_teacher=_no_teacher)
+    subject = labelled_images.of_distilled(make_distilled(dataset))
+    figures = bench.run(Trial(subject, "ConvNetD1W4BN"))
+    assert figures["mean"] > 80 and figures["num_images"] == 30
+    assert len(figures["accuracies"]) == 2 and figures["rate"] in (0.01, 0.1)
+
+
+def test_protocols_with_a_teacher_run_from_one_teacher(dataset, tmp_path):
+    config = make_config(**{"teacher.dir": str(tmp_path), "teacher.epochs": 8})
+    bench = _bench(config, dataset, tmp_path)
+    subject = labelled_images.of_distilled(make_distilled(dataset))
+    teacher = bench.teacher
+    assert teacher.accuracy > 80 and teacher.network.has_batch_stats
+    rded = bench.run(Trial(subject, protocol="rded"))
+    assert bench.network(MATCHED, "rded").has_batch_stats
+    assert rded["rate"] == 1e-3 and rded["last_epoch_mean"] == pytest.approx(rded["mean"])
+    trial = Trial(subject, protocol="sre2l", keep_labels=True)
+    stored = bench.run(trial)
+    (file,) = (tmp_path / "fkd").glob("*.safetensors")
+    assert stored["soft_label_file"] == str(file)
+    assert stored["image_bytes"] == subject.images.nbytes
+    # order, crops, flips, partners, labels of 6 images of 3 classes, one box, 3 epochs; the batch
+    assert stored["soft_label_bytes"] == 3 * (6 * (4 + 8 + 1 + 4 + 6) + 8) + 4
+    assert bench.run(trial)["accuracies"] == stored["accuracies"]  # from the file
+    file.write_bytes(file.read_bytes()[:-3])
+    assert bench.run(trial)["accuracies"] == stored["accuracies"]
+
+
+def test_a_teacher_is_found_by_its_settings(dataset, tmp_path, monkeypatch):
+    from edf_jax.evaluate import teacher as teacher_module
+
+    config = make_config(**{"teacher.dir": str(tmp_path / "cache")})
+    first = get_teacher(config, dataset, tmp_path / "a")
+
+    def train(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(teacher_module, "_train", train)
+    same = get_teacher(config, dataset, tmp_path / "b")
+    assert same.digest == first.digest and same.accuracy == first.accuracy
+    with pytest.raises(AssertionError, match="trained again"):
+        get_teacher(make_config(**{"teacher.dir": str(tmp_path / "cache"), "teacher.lr": 0.1}),
+                    dataset, tmp_path / "b")
+
+
+def test_a_teacher_is_imported_from_a_state_dict(dataset, tmp_path):
+    config = make_config()
+    network = teacher_network(config, dataset.info)
+    theta, batch_stats = network.init(jax.random.key(3))
+    path = tmp_path / "weights.safetensors"
+    write_teacher(path, network, theta, batch_stats, {})
+    found = get_teacher(make_config(**{"teacher.weights": str(path)}), dataset, tmp_path)
+    np.testing.assert_array_equal(found.theta, theta)
+    assert "weights.safetensors" in found.name and 0 <= found.accuracy <= 100
+    _, stats, _ = read_teacher(path, network)
+    assert jax.tree.structure(stats) == jax.tree.structure(batch_stats)
+    wrong = make_config(**{"teacher.weights": str(path), "teacher.width": 8})
+    with pytest.raises(UserError, match="weights.safetensors"):
+        get_teacher(wrong, dataset, tmp_path)
+
+
+def test_an_imagenet_teacher_labels_a_subset_of_its_classes(dataset, tmp_path):
+    indices = (5, 900, 7)
+    info = dataclasses.replace(dataset.info, imagenet_indices=indices)
+    config = make_config(**{"teacher.weights": str(tmp_path / "imagenet.safetensors")})
+    network = teacher_network(config, info, num_classes=1000)
+    theta, batch_stats = network.init(jax.random.key(3))
+    write_teacher(tmp_path / "imagenet.safetensors", network, theta, batch_stats, {})
+    data = dataclasses.replace(dataset, info=info)
+    found = get_teacher(config, data, tmp_path)
+    inputs = jnp.asarray(info.normalisation.apply(dataset.test.images))
+    expected = network.apply(theta, inputs, batch_stats)[:, list(indices)]
+    np.testing.assert_allclose(found.logits(found.arrays, inputs), expected, atol=1e-5)
+    right = (np.argmax(expected, axis=1) == dataset.test.labels).mean()
+    assert found.accuracy == pytest.approx(100 * right)
+    bench = _bench(config, data, tmp_path, get_teacher=lambda: found)
+    assert bench.baseline("real_soft", 2).labels.shape == (6, 3)
+    with pytest.raises(UserError, match="1000 classes"):
+        get_teacher(config, dataset, tmp_path)
+
+
+def test_a_killed_training_of_a_teacher_goes_on(dataset, tmp_path, monkeypatch):
+    from edf_jax.evaluate import teacher as teacher_module
+
+    config = make_config(**{"teacher.dir": str(tmp_path / "cache"), "teacher.epochs": 4})
+    network = teacher_network(config, dataset.info)
+    whole = teacher_module._train(config, dataset, network, tmp_path / "whole", "key", None)
+    monkeypatch.setattr(teacher_module, "_SECONDS_BETWEEN_SAVES", -1.0)
+
+    class Killed(Exception):
+        pass
+
+    class Metrics:
+        def write(self, step, *_, **__):
+            if step == 3:
+                raise Killed
+
+    with pytest.raises(Killed):
+        teacher_module._train(config, dataset, network, tmp_path / "cut", "key", Metrics())
+    assert storage.load_details(tmp_path / "cut" / "teacher")["epoch"] == 2
+    theta, _ = teacher_module._train(config, dataset, network, tmp_path / "cut", "key", None)
+    np.testing.assert_array_equal(theta, whole[0])
+
+
+def test_pools_are_networks_that_fit_a_32_pixel_image():
+    info = make_dataset().info
+    info = type(info)(**{**info.__dict__, "image_shape": (32, 32, 3)})
+    config = make_config(**{"model.depth": 0})
+    for names in POOLS.values():
+        for name in names:
+            assert find_network(config, info, name, width=8).num_params > 0
+    assert expand(["norm", "ConvNetBN", "MLP"])[-1] == "MLP"
+    assert expand(["ConvNetBN", "norm"])[:2] == ("ConvNetBN", "ConvNetNN")
+
+
+def test_the_ledger_keeps_figures_with_what_made_them(tmp_path):
+    path, made = tmp_path / "evaluation.json", []
+
+    def make():
+        made.append(1)
+        return {"mean": 5.0}
+
+    first = Ledger(path, {"command": "a", "seed": 3}).need({"x": 1}, make)
+    again = Ledger(path, {"command": "b", "seed": 3}).need({"x": 1}, make)
+    assert first == again and len(made) == 1
+    assert again["provenance"] == {"command": "a", "seed": 3} and again["mean"] == 5.0
+    other = Ledger(path, {"command": "b"}).need({"x": 2}, make)
+    assert len(made) == 2 and other["provenance"] == {"command": "b"}
+    path.write_text(path.read_text().replace("5.0", "6.0"))
+    assert Ledger(path, {}).find({"x": 1}) is None  # damaged: measured again
+
+
+@pytest.fixture
+def run(dataset, tmp_path):
+    """A run's folder with a distilled set."""
+    distilled = make_distilled(dataset, soft=True)
+    for name in ("last", "best_on_test"):
+        distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
+    return tmp_path
+
+
+def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
+    config = make_config(
+        **{
+            "evaluate.networks": "matched,MLP",
+            "evaluate.width": 4,
+            "evaluate.scores": True,
+            "evaluate.full_epochs": 1,
+        }
+    )
+    origin = {"command": "edf", "versions": {"jax": "1"}, "hardware": {"cpu": "x"}}
+
+    def evaluate(provenance):
+        return stage.evaluate_run(
+            config, dataset, [90.0, 92.0], run, real_networks=_experts(config, dataset),
+            teacher=_no_teacher, provenance=provenance,
+        )
+
+    result = evaluate(origin)
+    assert result["network"] == "ConvNet" and result["protocol"] == "plain"
+    for kind in ("distilled", "best_on_test", "random", "full"):
+        assert 0 <= result[f"{kind}_mean"] <= 100 and len(result[f"{kind}_interval"]) == 2
+    assert result["distilled_mean"] == result["best_on_test_mean"]
+    assert result["num_test_images"] == 30 and result["distilled_rate_from"] == "learned"
+    for row in result["rows"]:
+        assert row["provenance"] == {"seed": 0, **origin}
+        assert row["num_images"] == 30 and row["num_eval"] == 2
+    assert {row["network"] for row in result["rows"]} == {"ConvNet", "MLP (width 4)"}
+    scores = {row["network"]: row for row in result["scores"]}
+    mean = {(r["network"], r["kind"]): r["mean"] for r in result["rows"]}
+    own = scores["ConvNet"]
+    assert own["hlr"] == pytest.approx(mean["ConvNet", "full"] - mean["ConvNet", "distilled_hard"])
+    assert own["ior"] == pytest.approx(
+        mean["ConvNet", "distilled"] - mean["ConvNet", "same_labels"]
+    )
+    assert {"lrs", "ars", "gain", "gain_no_augmentation"} <= set(scores["MLP (width 4)"])
+    assert "same_labels_mean" not in result
+    json.dumps(result)
+
+    monkeypatch.setattr(bench_module.Bench, "run", lambda *_: pytest.fail("measured again"))
+    assert evaluate({"command": "another"})["rows"] == result["rows"]
+
+
+def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):
+    distilled = make_distilled(dataset)
+    distilled.save(tmp_path / "elsewhere.safetensors")
+    path = str(tmp_path / "elsewhere.safetensors")
+    config = make_config(**{"evaluate.distilled": path})
+    result = stage.evaluate_run(config, dataset, [], tmp_path / "new", teacher=_no_teacher)
+    assert "best_on_test_mean" not in result and "full_mean" not in result
+    assert result["distilled_mean"] >= 0 and path in result["distilled_note"]
+    scored = make_config(**{"evaluate.distilled": path, "evaluate.scores": True})
+    with pytest.raises(UserError, match="evaluate.full_epochs"):
+        stage.evaluate_run(scored, dataset, [], tmp_path / "new", teacher=_no_teacher)
+
+
+def test_one_baseline_is_measured_by_itself(dataset, tmp_path):
+    config = make_config(**{"evaluate.networks": "MLP", "evaluate.width": 4})
+    figures = stage.measure_baseline(config, dataset, tmp_path, "random", teacher=_no_teacher)
+    assert figures["network"] == "MLP (width 4)"
+    assert figures["random_num_eval"] == len(figures["random_accuracies"]) == 2
+
+
+def test_full_data_networks_learn(dataset):
+    config = make_config(**{"evaluate.full_epochs": 6, "experts.lr": 0.1, "experts.batch": 16})
+    network = network_for(config, dataset.info)
+    assert stage.full_data(config, dataset, network).mean > 80
+
+
+def test_wrong_names_are_refused():
+    with pytest.raises(UserError, match="'herdng' is none of random, herding"):
+        make_config(**{"evaluate.baselines": "random,herdng"})
+    with pytest.raises(UserError, match="evaluate.networks"):
+        make_config(**{"evaluate.networks": "matched,ConvNetQ"})
+    with pytest.raises(UserError, match="evaluate.protocol"):
+        make_config(**{"evaluate.protocol": "kd"})
+
+
+def test_rates_of_a_search_are_all_tried(dataset, tmp_path):
+    bench = _bench(make_config(), dataset, tmp_path, get_teacher=_no_teacher)
+    subject = bench.baseline("random", 2)
+    evaluator = bench.evaluator(Trial(subject))
+    seen = []
+    train = evaluator.train
+    evaluator.train = lambda *a, **k: seen.append(np.asarray(a[2])) or train(*a, **k)
+    images = jnp.asarray(dataset.train.images[:9])
+    labels = jnp.asarray(dataset.train.labels[:9])
+    rates = (0.5, 0.1)
+    best = bench_module.search_rate(evaluator, subject, rates, jax.random.key(0), images, labels)
+    np.testing.assert_allclose(seen, [[0.5, 0.1]])
+    assert best in rates

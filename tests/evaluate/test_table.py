@@ -1,0 +1,89 @@
+"""The table of sets by protocols and networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from edf_jax import stages
+from edf_jax.evaluate import measure as bench
+from edf_jax.evaluate import table, teacher
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.runtime.errors import UserError
+from edf_jax.training.trained import TrainedNetwork
+from tests.evaluation_data import make_config, make_dataset, make_distilled
+
+
+def test_rows_are_methods_baselines_or_paths():
+    sets = table.parse_sets("random, edf,mine=runs/x/set.npz")
+    assert sets == {"random": "", "edf": "", "mine": "runs/x/set.npz"}
+    for wrong in ("edg", "random,=x", "mine="):
+        with pytest.raises(UserError, match="--sets"):
+            table.parse_sets(wrong)
+
+
+def _figures(self, trial, on_epochs):
+    """Stands for a measurement."""
+    start = 40.0 + len(trial.protocol) + float(trial.subject.images[0, 0, 0, 0])
+    figures = Accuracies((start, start + 1, start + 4), 30).figures()
+    return {**figures, "rate": 0.1, "rate_from": "learned"}
+
+
+def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
+    dataset = make_dataset()
+    monkeypatch.setattr(stages, "prepare", lambda config: dataset)
+    monkeypatch.setattr(bench.Bench, "run", _figures)
+    monkeypatch.setattr(
+        teacher, "get_teacher", lambda *_: TrainedNetwork(None, (), {}, "a net", accuracy=70.0)
+    )
+    make_distilled(dataset).save(tmp_path / "mine.safetensors")
+    sets = {"random": "", "mine": str(tmp_path / "mine.safetensors")}
+    config = make_config()
+    folder = tmp_path / "table"
+
+    def make(command):
+        protocols = ("plain", "sre2l")
+        return table.make_table(config, set(), sets, protocols, ("matched",), folder, command)
+
+    found = make("the command")
+    assert [(row["set"], row["protocol"]) for row in found["rows"]] == [
+        ("random", "plain"), ("mine", "plain"), ("random", "sre2l"), ("mine", "sre2l"),
+    ]
+    text = (folder / "protocols.md").read_text()
+    header, _, random, mine = text.splitlines()[:4]
+    assert header == "| images | plain, ConvNet | sre2l, ConvNet |"
+    assert random.startswith("| Random real images | ") and mine.startswith("| mine | ")
+    row = found["rows"][1]
+    low, high = row["interval"]
+    assert f"{row['mean']:.1f} ± {row['std']:.1f} ({low:.1f} to {high:.1f})" in mine
+    assert "the command" in text and "on 30 images" in text
+    assert "Teacher of rded and sre2l: a net, 70.0% on the test images." in text
+    with open(folder / "protocols.csv", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == 4 and float(lines[0]["mean"]) == found["rows"][0]["mean"]
+    assert json.loads((folder / "protocols.json").read_text())["rows"] == found["rows"]
+
+    monkeypatch.setattr(bench.Bench, "run", lambda *_: pytest.fail("measured again"))
+    assert make("another command")["rows"] == found["rows"]
+
+
+@pytest.mark.slow
+def test_the_command_distils_and_evaluates(tmp_path, capsys):
+    tiny = {
+        "data.resolution": 16, "model.width": 4, "experts.num": 2, "experts.epochs": 3,
+        "distill.iterations": 2, "distill.syn_steps": 2, "distill.expert_epochs": 1,
+        "distill.max_start_epoch": 2, "distill.current_max_start_epoch": 1,
+        "distill.eval_every": 2, "evaluate.epochs": 2, "evaluate.num": 2, "evaluate.kd_epochs": 3,
+        "evaluate.width": 4, "teacher.epochs": 2, "log.tensorboard": False,
+        "data.cache_dir": str(tmp_path / "cache"),
+    }
+    argv = ["table", "--config=configs/cluttered_digits.py:demo", f"--workdir={tmp_path / 'run'}"]
+    argv += [f"--config.{name}={value}" for name, value in tiny.items()]
+    argv += ["--sets=random,herding,datm,edf", "--networks=matched,MLP"]
+    for _ in range(2):
+        assert table.main(argv) == 0
+        result = capsys.readouterr().out.splitlines()[-1]
+        rows = json.loads(result.removeprefix("RESULT "))["rows"]
+        assert len(rows) == 4 * 3 * 2

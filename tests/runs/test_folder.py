@@ -1,0 +1,167 @@
+"""A run's folder: one config, one process at a time, clocks that add up; killed and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from edf_jax.config.resolve import default_config, resolve
+from edf_jax.runs.folder import Run, check_same
+from edf_jax.runtime import preemption, storage
+from edf_jax.runtime.errors import Preempted, UserError
+from tests import crash
+
+
+def _run(workdir, **values):
+    return Run(workdir, resolve(default_config(**values)), "command")
+
+
+def test_a_second_process_on_a_folder_is_refused(tmp_path):
+    with _run(tmp_path / "r"):
+        with pytest.raises(UserError, match="another process works on .*r: wait"):
+            with _run(tmp_path / "r"):
+                pass
+    with _run(tmp_path / "r"):
+        pass
+
+
+def test_another_value_for_a_pinned_key_is_refused_with_both(tmp_path):
+    with _run(tmp_path, **{"distill.ipc": 10}):
+        pass
+    pinned = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match="was started with distill.ipc=10, not 1"):
+        with _run(tmp_path, **{"distill.ipc": 1}):
+            pass
+    assert (tmp_path / "config.json").read_text() == pinned
+
+
+def test_free_keys_and_more_iterations_continue(tmp_path):
+    with _run(tmp_path):
+        pass
+    changed = {
+        "evaluate.epochs": 3, "log.tensorboard": False, "distill.select": "test",
+        "distill.on_nan": "stop", "distill.iterations": 10_001,
+    }
+    with _run(tmp_path, **changed):
+        pass
+    assert json.loads((tmp_path / "config.json").read_text())["distill"]["iterations"] == 10_001
+    with pytest.raises(UserError, match=r"iterations=10001: fewer \(10000\) need another"):
+        with _run(tmp_path):
+            pass
+
+
+def test_a_key_that_was_no_key_then_counts_as_its_default():
+    config = resolve(default_config())
+    check_same("it", {"distill.ipc": config.distill.ipc}, config)
+    with pytest.raises(UserError, match="seed=0, not 5"):
+        check_same("it", {"distill.ipc": 10}, resolve(default_config(seed=5)))
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "3", "[]", '{"seed": '])
+def test_a_damaged_config_is_written_again_with_a_warning(tmp_path, caplog, content):
+    (tmp_path / "experts").mkdir()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with _run(tmp_path):
+        pass
+    assert "config.json is missing or damaged" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+
+def test_time_adds_up_over_sittings_by_stage(tmp_path):
+    for _ in range(2):
+        with _run(tmp_path) as run:
+            with run.stage("experts"):
+                time.sleep(0.06)
+            time.sleep(0.03)
+    times = storage.read_record(tmp_path / "times.json")["seconds"]
+    assert times["experts"] > 0.11 and times["set-up"] > 0.05
+    with _run(tmp_path) as run:
+        provenance = run.provenance()
+    assert provenance["seconds"] >= 0.1 and provenance["command"] == "command"
+
+
+@pytest.mark.parametrize("content", ["", '{"seconds": {"experts": 5}, "digest": "0"}', None])
+def test_damaged_times_start_again_with_a_warning(tmp_path, caplog, content):
+    with _run(tmp_path):
+        pass
+    (tmp_path / "times.json").unlink()
+    if content is not None:
+        (tmp_path / "times.json").write_text(content)
+    with _run(tmp_path) as run:
+        assert run.provenance()["seconds"] < 2
+    assert "time counts from now" in caplog.text
+
+
+def test_a_mistake_found_before_anything_was_made_leaves_nothing(tmp_path):
+    with pytest.raises(UserError):
+        with _run(tmp_path / "a" / "b"):
+            raise UserError("no images")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UserError):
+        with _run(tmp_path / "mine"):
+            raise UserError("no images")
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_a_failure_after_something_was_made_leaves_it(tmp_path):
+    with pytest.raises(UserError):
+        with _run(tmp_path / "r"):
+            (tmp_path / "r" / "experts").mkdir()
+            (tmp_path / "r" / "experts" / "store.json").write_text("{}")
+            raise UserError("no space")
+    assert (tmp_path / "r" / "config.json").exists()
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://b", "/proc/none/run"])
+def test_a_folder_that_cannot_be_is_refused(workdir):
+    with pytest.raises(UserError, match="folder|can't be written"):
+        with _run(crash.Path(workdir)):
+            pass
+
+
+def test_sigterm_asks_to_stop_and_a_second_one_is_not_kept():
+    handler = signal.getsignal(signal.SIGTERM)
+    second = []
+    signal.signal(signal.SIGTERM, lambda *_: second.append(True))
+    try:
+        with preemption.listening():
+            preemption.stop_if_asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.asked() and not second
+            with pytest.raises(Preempted):
+                preemption.stop_if_asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert second
+        assert not preemption.asked()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread():
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def listen():
+        with preemption.listening():
+            pass
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_run_killed_twice_makes_what_one_left_alone_makes(tmp_path, capsys):
+    assert crash.crash(2, 1, tmp_path) == (2, 2, 0), capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_makes_what_one_left_alone_makes(tmp_path, capsys):
+    assert crash.crash(20, 0, tmp_path) == (20, 20, 0), capsys.readouterr().out

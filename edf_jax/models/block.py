@@ -1,20 +1,20 @@
-"""Instance norm, ReLU and average pooling as one, in as few passes over the activations as need be.
+"""Instance norm, ReLU and average pooling, in as few passes over the activations as need be.
 
 On an accelerator a ConvNet waits for memory more than for arithmetic: what counts is how often its
-largest arrays are read and written, in the forward pass and in derivatives of first and second
-order. Here each of them takes one pass for sums over pixels and one for what follows from those:
+largest arrays are read and written, forwards and in derivatives of first and second order. With
+`y = x * factor + offset`, where factor and offset have one number for each image and channel,
 
-- Statistics are moments about one of the pixels, `mean(x - c)` and `mean((x - c)^2)`. They don't
-  wait for one another, nor do their derivatives of any order, where a variance about the mean waits
-  for that. The pixel keeps the subtraction `mean(square) - mean^2` harmless.
-- All that depends on statistics is a factor and an offset for each image and channel, so ReLU sees
-  `y = (x - c) factor + offset`, and every derivative is a sum of such products.
-- The ReLU is `gate`, which is linear in what it lets through, and whose derivatives and transposes
-  look at `x` again. An accelerator then has no mask to write and to read.
+    pool(relu(y)) = factor * pool(mask * x) + offset * pool(mask),    mask = y > 0,
+
+so of every derivative only three kinds of work touch a whole array: sums of `x` and of products
+with it, from which come mean, variance and their derivatives, and which don't wait for one another;
+`pool(mask * .)`; and its transpose. The derivatives in factor and offset are sums over the pooled
+arrays, a quarter of the size. The mask is never stored: it costs less to look at `x` again.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -24,35 +24,107 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Partial sums of windows of this side: more outputs than threads, and XLA fuses any number of such
-# sums into one pass, of whole columns no more than two.
+# Sums over pixels go by windows of this side: XLA makes any number of such sums in one pass, of
+# sums over all pixels two.
 _WINDOW = 8
 
 
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """An image's mean and variance by channel, in one pass.
-
-    Args:
-        x: `[n, H, W, C]`, float32 or wider.
+@jax.custom_jvp
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance over the pixels of `x [n, H, W, C]`, in one pass.
 
     Returns:
-        `x` less one of its pixels, whose choice nothing else depends on; the mean `[n, 1, 1, C]` of
-        that; the variance `[n, 1, 1, C]`, biased.
+        Both `[n, 1, 1, C]`, in float32 where `x` is narrower.
     """
+    # About one of the pixels, so that nothing cancels where the mean is large.
     row, column = (size // 2 for size in x.shape[1:3])
-    pixel = lax.stop_gradient(x[:, row : row + 1, column : column + 1])
-    shifted = x - pixel
-    mean = _mean_pixel(shifted)
-    return shifted, mean, _mean_pixel(jnp.square(shifted)) - jnp.square(mean)
+    pixel = widened(x[:, row : row + 1, column : column + 1])
+    x = widened(x)
+    variance = mean_pixel(jnp.square(x - pixel)) - jnp.square(mean_pixel(x - pixel))
+    return mean_pixel(x), variance
 
 
-def _mean_pixel(x: jax.Array) -> jax.Array:
-    return sum_pixels(x) * (1 / (x.shape[1] * x.shape[2]))
+@moments.defjvp
+def _moments_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    mean, variance = moments(x)
+    x, tangent = widened(x), widened(tangent)
+    to_mean = mean_pixel(tangent)
+    return (mean, variance), (to_mean, 2 * (mean_pixel(x * tangent) - mean * to_mean))
 
 
-def sum_pixels(x: jax.Array) -> jax.Array:
-    """`[n, H, W, C]` to `[n, 1, 1, C]`, by way of windows."""
-    return _sum_p.bind(x)
+def widened(x: jax.Array) -> jax.Array:
+    """`x` in float32 where it is narrower."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def mean_pixel(x: jax.Array) -> jax.Array:
+    """The mean over pixels, `[n, H, W, C]` to `[n, 1, 1, C]`."""
+    return _sum_p.bind(x) * (1 / (x.shape[1] * x.shape[2]))
+
+
+def affine_relu_pool(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    """`pool(relu(x * factor + offset))`, by averages over 2x2; an odd last row or column goes.
+
+    Args:
+        x: `[n, H, W, C]`.
+        factor: `[n, 1, 1, C]`.
+        offset: `[n, 1, 1, C]`.
+
+    Returns:
+        `[n, H // 2, W // 2, C]`.
+    """
+    count = _pooled(_gate(*map(lax.stop_gradient, (x, factor, offset)), jnp.uint8(1), -1))
+    share = count.astype(x.dtype) / 4
+    gated = _gated_pool_p.bind(x, factor, offset, factor, x, order=0)
+    return gated + _spread_p.bind(offset, shape=share.shape) * share
+
+
+def _gate(x, factor, offset, through, use: int):
+    # Each use has a comparison of its own, else XLA would write one mask for all.
+    factor, offset, _ = lax.optimization_barrier((factor, offset, np.int32(use)))
+    return jnp.where(x * factor + offset > 0, through, jnp.zeros((), through.dtype))
+
+
+def _pooled(x):
+    """Sums over 2x2."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).sum((2, 4), dtype=x.dtype)
+
+
+def _gated_pool(x, factor, offset, through, order):
+    return _pooled(_gate(x, factor, offset, through, 2 * order)) / 4
+
+
+def _gated_pool_impl(x, factor, offset, coefficient, through, *, order):
+    """`coefficient * pool(through)` where the gate is open, bilinear in the two."""
+    return coefficient * _gated_pool(x, factor, offset, through, order)
+
+
+def _gated_pool_jvp(primals, tangents, *, order):
+    *gate, coefficient, through = primals
+    *_, to_coefficient, to_through = tangents
+    terms = []
+    if not isinstance(to_coefficient, ad.Zero):
+        terms.append(_gated_pool_p.bind(*gate, to_coefficient, through, order=order))
+    if not isinstance(to_through, ad.Zero):
+        terms.append(_gated_pool_p.bind(*gate, coefficient, to_through, order=order + 1))
+    result = _gated_pool_p.bind(*primals, order=order)
+    return result, sum(terms[1:], terms[0]) if terms else ad.Zero.from_primal_value(result)
+
+
+def _gated_pool_transpose(cotangent, x, factor, offset, coefficient, through, *, order):
+    if ad.is_undefined_primal(coefficient):
+        pooled = _gated_pool(x, factor, offset, through, order)
+        return None, None, None, _sum_p.bind(cotangent * pooled), None
+    n, height, width, channels = x.shape
+    windows = (n, height // 2, 2, width // 2, 2, channels)
+    spread = jnp.broadcast_to(cotangent[:, :, None, :, None] / 4, windows)
+    spread = spread.reshape(n, height // 2 * 2, width // 2 * 2, channels)
+    spread = jnp.pad(spread, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    let_through = _gate(x, factor, offset, spread, 2 * order + 1)
+    return None, None, None, None, _spread_p.bind(coefficient, shape=x.shape) * let_through
 
 
 def _sum_impl(x):
@@ -63,89 +135,41 @@ def _sum_impl(x):
     return lax.optimization_barrier(windows.sum((2, 4))).sum((1, 2), keepdims=True)
 
 
-def affine_relu_pool(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    """`pool(relu(x * factor + offset))`, averages over 2x2.
-
-    Args:
-        x: `[n, H, W, C]`.
-        factor: `[n, 1, 1, C]`.
-        offset: `[n, 1, 1, C]`.
-    """
-    return _gated_p.bind(x, factor, offset, offset, x, factor, use=0)
-
-
-def _average_pool(x):
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+def _batch(primitive, arguments, axes, **parameters):
+    """Several batches are one larger one."""
+    size = next(x.shape[axis] for x, axis in zip(arguments, axes) if axis is not None)
+    folded = []
+    for x, axis in zip(arguments, axes):
+        x = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        folded.append(x.reshape(-1, *x.shape[2:]))
+    result = primitive.bind(*folded, **parameters)
+    return result.reshape(size, -1, *result.shape[1:]), 0
 
 
-def _unpool(x, height, width):
-    n, rows, columns, channels = x.shape
-    x = jnp.broadcast_to(
-        x[:, :, None, :, None] * 0.25, (n, rows, 2, columns, 2, channels)
-    ).reshape(n, 2 * rows, 2 * columns, channels)
-    return jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-
-
-def _gate(x, factor, offset, through, tag):
-    # Each use has a comparison of its own, which costs less than a mask in memory.
-    factor, offset, _ = lax.optimization_barrier((factor, offset, np.int32(tag)))
-    return jnp.where(x * factor + offset > 0, through, jnp.zeros((), through.dtype))
-
-
-def _gated_impl(x, factor, offset, constant, *pairs, use):
-    through = constant
-    for image, coefficient in zip(pairs[::2], pairs[1::2]):
-        through = through + image * coefficient
-    return _average_pool(_gate(x, factor, offset, through, use))
-
-
-def _gated_jvp(primals, tangents, *, use):
-    x, factor, offset, constant, *pairs = primals
-    _, _, _, to_constant, *to_pairs = tangents
-    moved = []
-    for place, tangent in enumerate(to_pairs):
-        if not isinstance(tangent, ad.Zero):
-            other = pairs[place ^ 1]
-            moved += [other, tangent] if place % 2 else [tangent, other]
-    if isinstance(to_constant, ad.Zero):
-        to_constant = jnp.zeros_like(constant)
-    return (
-        _gated_p.bind(*primals, use=use),
-        _gated_p.bind(x, factor, offset, to_constant, *moved, use=use + 1),
+def _primitive(name: str, implementation, shape_rule) -> Primitive:
+    primitive = Primitive(name)
+    primitive.def_impl(
+        lambda *arguments, **parameters: jax.jit(functools.partial(implementation, **parameters))(
+            *arguments
+        )
     )
+    primitive.def_abstract_eval(
+        lambda *arguments, **parameters: jax.core.ShapedArray(
+            shape_rule(*arguments[-1].shape, **parameters), arguments[-1].dtype
+        )
+    )
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
+    mlir.register_lowering(primitive, mlir.lower_fun(implementation, multiple_results=False))
+    return primitive
 
 
-def _gated_transpose(cotangent, x, factor, offset, constant, *pairs, use):
-    height, width = x.shape[1:3]
-    unpooled = _unpool(cotangent, height, width)
-    results = []
-    for place, value in enumerate((constant, *pairs)):
-        if not ad.is_undefined_primal(value):
-            results.append(None)
-            continue
-        through = _gate(x, factor, offset, unpooled, 8 * (use + 1) + place)
-        if place:
-            through = through * pairs[(place - 1) ^ 1]
-        results.append(through if place % 2 else sum_pixels(through))
-    return None, None, None, *results
+_sum_p = _primitive("edf_sum_pixels", _sum_impl, lambda n, h, w, c, **_: (n, 1, 1, c))
+_spread_p = _primitive("edf_spread", jnp.broadcast_to, lambda *_, shape: shape)
+ad.deflinear2(_sum_p, lambda cotangent, x: (_spread_p.bind(cotangent, shape=x.aval.shape),))
+ad.deflinear2(_spread_p, lambda cotangent, x, *, shape: (_sum_p.bind(cotangent),))
 
-
-def _gated_shape(x, factor, offset, constant, *pairs, use):
-    n, height, width, channels = x.shape
-    return jax.core.ShapedArray((n, height // 2, width // 2, channels), x.dtype)
-
-
-_sum_p = Primitive("edf_sum_pixels")
-_sum_p.def_impl(jax.jit(_sum_impl))
-_sum_p.def_abstract_eval(lambda x: jax.core.ShapedArray((x.shape[0], 1, 1, x.shape[3]), x.dtype))
-ad.deflinear2(_sum_p, lambda ct, x: (jnp.broadcast_to(ct, x.aval.shape),))
-mlir.register_lowering(_sum_p, mlir.lower_fun(_sum_impl, multiple_results=False))
-
-_gated_p = Primitive("edf_gated")
-_gated_p.def_impl(jax.jit(_gated_impl, static_argnames="use"))
-_gated_p.def_abstract_eval(_gated_shape)
-ad.primitive_jvps[_gated_p] = _gated_jvp
-ad.primitive_transposes[_gated_p] = _gated_transpose
-mlir.register_lowering(_gated_p, mlir.lower_fun(_gated_impl, multiple_results=False))
+_gated_pool_p = _primitive(
+    "edf_gated_pool", _gated_pool_impl, lambda n, h, w, c, **_: (n, h // 2, w // 2, c)
+)
+ad.primitive_jvps[_gated_pool_p] = _gated_pool_jvp
+ad.primitive_transposes[_gated_pool_p] = _gated_pool_transpose

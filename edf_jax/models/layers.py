@@ -72,12 +72,12 @@ def _narrowed(result: jax.Array, x: jax.Array) -> jax.Array:
 
 def _instance_norm(x, scale, bias, relu_pool=False):
     wide = _widened(x)
-    shifted, mean, variance = block.moments(wide)
+    mean, variance = block.moments(x)
     factor = jax.lax.rsqrt(variance + NORM_EPSILON) * scale
     offset = bias - mean * factor
     if relu_pool:
-        return _narrowed(block.affine_relu_pool(shifted, factor, offset), x)
-    return _narrowed(shifted * factor + offset, x)
+        return _narrowed(block.affine_relu_pool(wide, factor, offset), x)
+    return _narrowed(wide * factor + offset, x)
 
 
 class GroupNorm(nn.Module):

@@ -6,7 +6,7 @@ largest arrays are read and written, forwards and in derivatives of first and se
 
     pool(relu(y)) = factor * pool(mask * x) + offset * pool(mask),    mask = y > 0,
 
-so of every derivative only three kinds of work touch a whole array: sums of `x` and of products
+so in every derivative only three kinds of work touch a whole array: sums of `x` and of products
 with it, from which come mean, variance and their derivatives, and which don't wait for one another;
 `pool(mask * .)`; and its transpose. The derivatives in factor and offset are sums over the pooled
 arrays, a quarter of the size. The mask is never stored: it costs less to look at `x` again.
@@ -27,6 +27,8 @@ from jax.interpreters import ad, batching, mlir
 # Sums over pixels go by windows of this side: XLA makes any number of such sums in one pass, of
 # sums over all pixels two.
 _WINDOW = 8
+# The use of the gate that counts where it is open; others are numbered from 0.
+_COUNT = -1
 
 
 @jax.custom_jvp
@@ -63,24 +65,26 @@ def mean_pixel(x: jax.Array) -> jax.Array:
     return _sum_p.bind(x) * (1 / (x.shape[1] * x.shape[2]))
 
 
+def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    """`x * factor + offset` of `x [n, H, W, C]`, factor and offset `[n, 1, 1, C]`."""
+    factor, offset = (_spread_p.bind(c, pixels=x.shape[1:3]) for c in (factor, offset))
+    return x * factor + offset
+
+
 def affine_relu_pool(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    """`pool(relu(x * factor + offset))`, by averages over 2x2; an odd last row or column goes.
+    """`relu(affine(x, factor, offset))`, averaged over 2x2; an odd last row or column goes.
 
-    Args:
-        x: `[n, H, W, C]`.
-        factor: `[n, 1, 1, C]`.
-        offset: `[n, 1, 1, C]`.
-
-    Returns:
-        `[n, H // 2, W // 2, C]`.
+    Args and result as in `affine`, the result `[n, H // 2, W // 2, C]`.
     """
-    count = _pooled(_gate(*map(lax.stop_gradient, (x, factor, offset)), jnp.uint8(1), -1))
+    ones = jnp.ones((), jnp.uint8)
+    count = _pooled(_gate(*map(lax.stop_gradient, (x, factor, offset)), ones, _COUNT))
     share = count.astype(x.dtype) / 4
     gated = _gated_pool_p.bind(x, factor, offset, factor, x, order=0)
-    return gated + _spread_p.bind(offset, shape=share.shape) * share
+    return gated + _spread_p.bind(offset, pixels=share.shape[1:3]) * share
 
 
 def _gate(x, factor, offset, through, use: int):
+    """`through` where `x * factor + offset` is positive, else 0."""
     # Each use has a comparison of its own, else XLA would write one mask for all.
     factor, offset, _ = lax.optimization_barrier((factor, offset, np.int32(use)))
     return jnp.where(x * factor + offset > 0, through, jnp.zeros((), through.dtype))
@@ -91,6 +95,14 @@ def _pooled(x):
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).sum((2, 4), dtype=x.dtype)
+
+
+def _unpooled(x, height: int, width: int):
+    """The transpose of `_pooled`."""
+    n, rows, columns, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (n, rows, 2, columns, 2, channels))
+    x = x.reshape(n, rows * 2, columns * 2, channels)
+    return jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
 
 
 def _gated_pool(x, factor, offset, through, order):
@@ -118,13 +130,9 @@ def _gated_pool_transpose(cotangent, x, factor, offset, coefficient, through, *,
     if ad.is_undefined_primal(coefficient):
         pooled = _gated_pool(x, factor, offset, through, order)
         return None, None, None, _sum_p.bind(cotangent * pooled), None
-    n, height, width, channels = x.shape
-    windows = (n, height // 2, 2, width // 2, 2, channels)
-    spread = jnp.broadcast_to(cotangent[:, :, None, :, None] / 4, windows)
-    spread = spread.reshape(n, height // 2 * 2, width // 2 * 2, channels)
-    spread = jnp.pad(spread, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    spread = _unpooled(cotangent / 4, *x.shape[1:3])
     let_through = _gate(x, factor, offset, spread, 2 * order + 1)
-    return None, None, None, None, _spread_p.bind(coefficient, shape=x.shape) * let_through
+    return None, None, None, None, _spread_p.bind(coefficient, pixels=x.shape[1:3]) * let_through
 
 
 def _sum_impl(x):
@@ -133,6 +141,10 @@ def _sum_impl(x):
     windows = x.reshape(n, height // rows, rows, width // columns, columns, channels)
     # The barrier keeps the two sums two.
     return lax.optimization_barrier(windows.sum((2, 4))).sum((1, 2), keepdims=True)
+
+
+def _spread_impl(x, *, pixels):
+    return jnp.broadcast_to(x, (x.shape[0], *pixels, x.shape[3]))
 
 
 def _batch(primitive, arguments, axes, **parameters):
@@ -164,9 +176,13 @@ def _primitive(name: str, implementation, shape_rule) -> Primitive:
 
 
 _sum_p = _primitive("edf_sum_pixels", _sum_impl, lambda n, h, w, c, **_: (n, 1, 1, c))
-_spread_p = _primitive("edf_spread", jnp.broadcast_to, lambda *_, shape: shape)
-ad.deflinear2(_sum_p, lambda cotangent, x: (_spread_p.bind(cotangent, shape=x.aval.shape),))
-ad.deflinear2(_spread_p, lambda cotangent, x, *, shape: (_sum_p.bind(cotangent),))
+_spread_p = _primitive(
+    "edf_spread_pixels", _spread_impl, lambda n, _h, _w, c, pixels: (n, *pixels, c)
+)
+ad.deflinear2(
+    _sum_p, lambda cotangent, x: (_spread_p.bind(cotangent, pixels=x.aval.shape[1:3]),)
+)
+ad.deflinear2(_spread_p, lambda cotangent, x, *, pixels: (_sum_p.bind(cotangent),))
 
 _gated_pool_p = _primitive(
     "edf_gated_pool", _gated_pool_impl, lambda n, h, w, c, **_: (n, h // 2, w // 2, c)

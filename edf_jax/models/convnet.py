@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from edf_jax.models.layers import ACTIVATIONS, POOLINGS, GroupNorm, conv, norm
+from edf_jax.models.layers import ACTIVATIONS, POOLINGS, InstanceNorm, conv, norm
 
 
 class ConvNetFeatures(nn.Module):
@@ -42,10 +42,10 @@ class ConvNetFeatures(nn.Module):
                 convolution=self.convolution,
                 dtype=self.dtype,
                 name=f"features.{index}",
-                use_bias=self.norm != "instance",
+                bias_cancels=self.norm == "instance",
             )
             if (self.norm, self.activation, self.pooling) == ("instance", "relu", "avg"):
-                x = GroupNorm(relu_pool=True, name=f"features.{index + 1}")(x)
+                x = InstanceNorm(name=f"features.{index + 1}")(x, relu_pool=True)
             else:
                 x = norm(x, self.norm, name=f"features.{index + 1}", train=train)
                 x = POOLINGS[self.pooling](ACTIVATIONS[self.activation](x))

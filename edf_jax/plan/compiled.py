@@ -40,6 +40,7 @@ class Mover(NamedTuple):
         kind: convolutions and matrix products, elementwise work and reductions, or collectives.
         layer: of the network, and the shape of its largest array.
         bytes: that it reads and writes, each time.
+        flops: multiplications and additions of its products, each time.
         times: how often it runs.
     """
 
@@ -47,12 +48,19 @@ class Mover(NamedTuple):
     kind: str
     layer: str
     bytes: int
+    flops: int
     times: float
 
     @property
     def total(self) -> float:
         """Bytes over all times."""
         return self.bytes * self.times
+
+    def seconds(self, bandwidth: float, rate: float) -> float:
+        """All times at best: what takes longer, its bytes or its arithmetic."""
+        if self.kind == COLLECTIVES:
+            return 0.0
+        return self.times * max(self.bytes / bandwidth, self.flops / rate)
 
 
 def movers(text: str) -> list[Mover]:
@@ -83,6 +91,31 @@ def by_layer(operations: list[Mover]) -> dict[tuple[str, str], float]:
     for mover in operations:
         sums[mover.layer, mover.kind] += mover.total
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+class Roofline(NamedTuple):
+    """A program's time at best, operation after operation.
+
+    Attributes:
+        seconds: in all.
+        waiting: for memory: of the operations whose bytes take longer than their arithmetic.
+    """
+
+    seconds: float
+    waiting: float
+
+
+def roofline(operations: list[Mover], bandwidth: float, rate: float) -> Roofline:
+    """The time that a program can't be under.
+
+    Args:
+        operations: of a program.
+        bandwidth: bytes a second.
+        rate: operations of products a second.
+    """
+    seconds = [mover.seconds(bandwidth, rate) for mover in operations]
+    bound = [m.bytes / bandwidth > m.flops / rate for m in operations]
+    return Roofline(sum(seconds), sum(s for s, waits in zip(seconds, bound) if waits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +223,12 @@ def _walk(computations: Mapping[str, _Computation], name: str, times: float) -> 
             inside = computations.get(called[0]) if op.opcode == "fusion" and called else None
             moved = _moved(op, computation, inside)
             if moved:
-                yield Mover(op.name, _kind(op, inside), _layer(op, computation), moved, times)
+                kind, layer = _kind(op, inside), _layer(op, computation)
+                flops = 0
+                if kind == PRODUCTS:
+                    flops = sum(_flops(i, inside) for i in inside.values()) if inside else 0
+                    flops = flops or _flops(op, computation)
+                yield Mover(op.name, kind, layer, moved, flops, times)
 
 
 def _called(op: _Instruction) -> list[str]:
@@ -218,9 +256,40 @@ def _kind(op: _Instruction, inside: _Computation | None) -> str:
     return PRODUCTS if product or library else ELEMENTWISE
 
 
+def _flops(op: _Instruction, computation: _Computation) -> int:
+    """Multiplications and additions of a convolution or a matrix product; else 0."""
+    target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
+    library = target[1] if target else ""
+    shapes = [_shape(computation[name].type) for name in op.operands[:2] if name in computation]
+    if len(shapes) < 2:
+        return 0
+    result = _shape(op.type)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
+    if labels:
+        # Of a library's backward passes the labels stay those of the forward pass.
+        kernel, output = shapes[1], result
+        if "BackwardInput" in library:
+            output = shapes[0]
+        elif "BackwardFilter" in library:
+            kernel, output = result, shapes[1]
+        terms = math.prod(kernel) // kernel[labels[2].index("o")]
+        return 2 * math.prod(output) * terms
+    contracted = re.search(r'lhs_contracting_dim\w*"?[=:][{\[]([\d,"]*)', op.attributes)
+    if contracted and (op.opcode == "dot" or "gemm" in library or "cublas" in library):
+        axes = [int(n) for n in re.findall(r"\d+", contracted[1])]
+        return 2 * math.prod(result) * math.prod(shapes[0][axis] for axis in axes)
+    return 0
+
+
+def _shape(type_: str) -> list[int]:
+    """The sides of a type's first array."""
+    found = _ELEMENT.search(type_)
+    return [int(n) for n in found[2].split(",") if n] if found else []
+
+
 def _layer(op: _Instruction, computation: _Computation) -> str:
     path = re.search(r'op_name="([^"]*)"', op.attributes)
-    found = _LAYER.findall(path[1]) and _LAYER.search(path[1]) if path else None
+    found = _LAYER.search(path[1]) if path else None
     values = [op, *(computation[name] for name in op.operands if name in computation)]
     largest = max(
         (found for value in values for found in _ELEMENT.finditer(value.type)),

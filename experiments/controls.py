@@ -1,11 +1,11 @@
-"""Controls of common pattern dropout, as choices of `distill.loss_mask`, and configs that know them.
+"""Controls of CPD, as choices of `distill.loss_mask`, and configs that know them.
 
     python -m edf_jax.main --config=experiments/controls.py:imagenette,distill.loss_mask=random ...
 
 random: as many parameters are left out as by CPD, but other ones in every iteration, drawn at
     random. What CPD has over it is due to which parameters it leaves out.
 rescaled: all parameters count, and the loss is divided by what CPD divides it by. What CPD has
-    over it isn't due to the larger loss, and so the larger steps, that leaving parameters out makes.
+    over it isn't due to the larger loss, and so the larger steps, that dropping makes.
 """
 
 from __future__ import annotations

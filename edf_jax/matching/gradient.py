@@ -230,6 +230,8 @@ def matching_gradient(
     def step_back(carry, inputs):
         v, totals = carry
         theta, batch = inputs
+        # One slice of all steps' parameters, not one in each operation that reads them.
+        theta = lax.optimization_barrier(theta)
         seen, augment_vjp = jax.vjp(lambda x: augment(batch.keys, x), images[batch.indices])
 
         def along_of(_, examples):

@@ -31,7 +31,7 @@ from edf_jax.config.flags import default_workdir, given_keys, parse
 from edf_jax.config.resolve import resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
-from edf_jax.data.preprocess import in_workers
+from edf_jax.data.pipeline import in_workers
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts

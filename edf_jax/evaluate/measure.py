@@ -21,7 +21,7 @@ from edf_jax.evaluate.labelled_images import Subject
 from edf_jax.evaluate.plain import Evaluator
 from edf_jax.evaluate.real_baselines import RealImages, RealNetworks
 from edf_jax.models import Network, open_options
-from edf_jax.models.choose import MATCHED, find_network
+from edf_jax.models.choose import MATCHED, network_for
 from edf_jax.runtime import processes, randomness, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.streaming import Images, place
@@ -103,7 +103,7 @@ class Bench:
     def network(self, name: str, protocol: str = "plain") -> Network:
         """The architecture that a trial trains; RDED's has batch norm where it can choose."""
         width = 0 if name == MATCHED else self.config.evaluate.width
-        return find_network(
+        return network_for(
             self.config, self.dataset.info, name, width=width, batch_norm=protocol == "rded"
         )
 

@@ -15,7 +15,7 @@ from edf_jax.evaluate import measure as bench_module
 from edf_jax.evaluate.measure import Bench, RealNetworks, Trial
 from edf_jax.evaluate.measured import Ledger
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
-from edf_jax.models.choose import MATCHED, POOLS, expand, find_network, network_for
+from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from tests.evaluation_data import make_config, make_dataset, make_distilled, without_test_pixels
@@ -214,7 +214,7 @@ def test_pools_are_networks_that_fit_a_32_pixel_image():
     config = make_config(**{"model.depth": 0})
     for names in POOLS.values():
         for name in names:
-            assert find_network(config, info, name, width=8).num_params > 0
+            assert network_for(config, info, name, width=8).num_params > 0
     assert expand(["norm", "ConvNetBN", "MLP"])[-1] == "MLP"
     assert expand(["ConvNetBN", "norm"])[:2] == ("ConvNetBN", "ConvNetNN")
 

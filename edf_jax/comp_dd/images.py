@@ -15,7 +15,7 @@ from edf_jax.data.sources import Listing
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledImages:
+class UndecodedImages:
     """One split.
 
     Attributes:
@@ -45,8 +45,8 @@ class Collection:
 
     class_names: tuple[str, ...]
     imagenet_indices: tuple[int, ...] | None
-    train: LabelledImages
-    test: LabelledImages
+    train: UndecodedImages
+    test: UndecodedImages
 
 
 def open_collection(data_config, resolution: int, *, colour: bool = False) -> Collection:
@@ -83,13 +83,13 @@ def open_collection(data_config, resolution: int, *, colour: bool = False) -> Co
     return Collection(source.class_names, source.imagenet_indices, train, test)
 
 
-def _of_split(split: Split, name: str) -> LabelledImages:
-    return LabelledImages(
+def _of_split(split: Split, name: str) -> UndecodedImages:
+    return UndecodedImages(
         split.labels, lambda i: split.images[i], lambda i: f"{name} image {i}"
     )
 
 
-def _of_listing(listing: Listing, settings: ImageSettings) -> LabelledImages:
-    return LabelledImages(
+def _of_listing(listing: Listing, settings: ImageSettings) -> UndecodedImages:
+    return UndecodedImages(
         listing.labels, lambda i: decode(listing.read(i), settings)[0], listing.name
     )

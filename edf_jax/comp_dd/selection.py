@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edf_jax.comp_dd.images import Collection, LabelledImages
+from edf_jax.comp_dd.images import Collection, UndecodedImages
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.runtime import storage
@@ -84,7 +84,7 @@ def write_subset(
 
 
 def _write_split(
-    folder: pathlib.Path, labels: Sequence[int], images: LabelledImages, names: Sequence[str]
+    folder: pathlib.Path, labels: Sequence[int], images: UndecodedImages, names: Sequence[str]
 ) -> None:
     for label in labels:
         place = folder / _folder_name(names[label])
@@ -97,7 +97,7 @@ def _folder_name(class_name: str) -> str:
     return re.sub(r"[^\w. -]+", "_", class_name).strip(" .") or "class"
 
 
-def _write_image(place: pathlib.Path, position: int, images: LabelledImages) -> None:
+def _write_image(place: pathlib.Path, position: int, images: UndecodedImages) -> None:
     from PIL import Image
 
     file = pathlib.Path(images.name(position))

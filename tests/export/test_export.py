@@ -55,7 +55,7 @@ def _set(channels: int = 3, zca: bool = False, cache_dir: str = "") -> Distilled
     if zca:
         config["data.cache_dir"] = cache_dir
     logits = np.float32(logits)
-    return DistilledSet(np.asarray(images), logits, 0.0321, NAMES, normalisation, 7, config)
+    return DistilledSet(np.asarray(images), logits, 0.0321, NAMES, normalisation, 7, config=config)
 
 
 @pytest.fixture

@@ -128,13 +128,13 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "distilled" / f"{_selected(path)}.safetensors"
+        path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
         raise UserError(f"there is no distilled set at {path}")
     return unpacked(*load_tensors(path, _FORMAT))
 
 
-def _selected(workdir: pathlib.Path) -> str:
+def selected(workdir: pathlib.Path) -> str:
     """The name of the set that a run's config says it is about."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))

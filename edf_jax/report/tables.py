@@ -16,7 +16,15 @@ from edf_jax.runtime import tables
 from edf_jax.runtime.progress import duration
 
 # Where a run lives, and what does not change its result.
-_NOT_SETTINGS = ("log.", "parallel.", "data.cache_dir", "data.path", "data.workers", "experts.dir")
+NOT_SETTINGS = (
+    "data.cache_dir",
+    "data.path",
+    "data.workers",
+    "experts.dir",
+    "log.",
+    "parallel.",
+    "teacher.dir",
+)
 _TITLES = {
     "random": "Random real images",
     "herding": "Herded real images",
@@ -280,7 +288,7 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
     return [
         key
         for key in dict.fromkeys(key for own in settings for key in own)
-        if not key.startswith(_NOT_SETTINGS)
+        if not key.startswith(NOT_SETTINGS)
         and any(own.get(key) != settings[0].get(key) for own in settings)
     ]
 

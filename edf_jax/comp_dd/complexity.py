@@ -10,8 +10,6 @@ References:
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import logging
@@ -28,7 +26,7 @@ from absl import flags
 from edf_jax.comp_dd.images import open_images
 from edf_jax.comp_dd.judges import choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
-from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
@@ -38,7 +36,7 @@ from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts
 from edf_jax.runs.files import write_file
-from edf_jax.runtime import console, devices, randomness, storage
+from edf_jax.runtime import devices, randomness, storage, tables
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training.loop import Prepare
@@ -176,27 +174,20 @@ def measure_images(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, as `edf_jax.main` does."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-    return console.exit_status(lambda: _run(argv))
+    return run_command("edf_jax.comp_dd.complexity", _USAGE, _define_flags, _run, argv)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", "", "the run", flag_values=values)
     flags.DEFINE_integer("per_class", 0, "images a class", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("select", 0, "classes a subset", lower_bound=0, flag_values=values)
 
 
-def _run(argv: list[str]) -> int:
-    values = parse(argv, _define_flags)
-    console.speak_in_lines()
-    if "cam.method" not in given_keys(values):
+def _run(given: Given) -> int:
+    values = given.flags
+    if "cam.method" not in given.keys:
         values.config.cam.method = PUBLISHED_METHOD
     config = resolve(values.config)
-    workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
-    result = run(config, workdir, per_class=values.per_class, count=values.select)
+    result = run(config, given.workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()
     print("RESULT " + json.dumps(result), flush=True)
     return 0
@@ -298,13 +289,10 @@ def summarise(values: np.ndarray, labels: np.ndarray, source: Source) -> list[di
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-    )
-    return buffer.getvalue()
+    def cell(value: Any) -> Any:
+        return f"{value:.6f}" if isinstance(value, float) else value
+
+    return tables.to_csv([{name: cell(value) for name, value in row.items()} for row in rows])
 
 
 def _images_csv(values: np.ndarray, positions: np.ndarray, source: Source) -> str:

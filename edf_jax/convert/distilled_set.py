@@ -126,7 +126,7 @@ def import_set(
         description.class_names,
         description.normalisation,
         description.step,
-        description.config,
+        config=description.config,
     )
 
 

@@ -44,28 +44,35 @@ def set_name(distilled: DistilledSet) -> str:
     return name if name[:1].isalpha() else f"images_{name}".strip("_")
 
 
-def describe(distilled: DistilledSet, result: Mapping[str, Any]) -> dict[str, Any]:
+# Which of a run's sets it is, and by what images it was chosen.
+CHOSEN = {
+    "distilled": "the run's last, chosen by no images",
+    "best_on_held_out": "the run's best on training images that were held out",
+    "best_on_test": "the run's best on test images, which flatters its accuracy on them",
+    "average": "the mean of the run's images over its iterations, chosen by no images",
+}
+
+
+def describe(
+    distilled: DistilledSet, result: Mapping[str, Any], kind: str = ""
+) -> dict[str, Any]:
     """The record: everything about a set that isn't an array.
 
     Args:
         distilled: the set.
         result: the run's `result.json`; accuracies are told if they are of this very set.
+        kind: which of the run's sets it is, as `result.json` calls it; '' is the first whose step
+            is the set's.
     """
     normalisation = distilled.normalisation
     pixels = as_uint8(distilled.pixels)
     error = np.asarray(normalisation.apply(pixels)) - distilled.images
+    kind = kind or next((k for k in CHOSEN if result.get(f"{k}_step") == distilled.step), "")
     accuracy = {}
-    chosen = {
-        "distilled": "the last",
-        "best_on_held_out": "on held-out training images",
-        "best_on_test": "on test images",
-    }
-    for kind, how in chosen.items():
-        if result.get(f"{kind}_step") == distilled.step:
-            fields = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
-            accuracy = {**fields, "chosen": how}
-            break
-    references = {k: result[k] for k in ("random_mean", "random_std", "full_mean") if k in result}
+    if result.get(f"{kind}_step") == distilled.step:
+        accuracy = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
+    names = [f"{k}_{f}" for k in ("random", "initial", "full") for f in ("mean", "std")]
+    references = {k: result[k] for k in names if k in result}
     return {
         "format": FORMAT,
         "name": set_name(distilled),
@@ -79,6 +86,7 @@ def describe(distilled: DistilledSet, result: Mapping[str, Any]) -> dict[str, An
         # What 8-bit pixels lose of the learned images, in units of the normalised ones.
         "rounding_rms": round(float(np.sqrt(np.mean(np.square(error)))), 6),
         "step": distilled.step,
+        "chosen": CHOSEN.get(kind, ""),
         "accuracy": accuracy,
         "references": references if accuracy else {},
         "provenance": {k: result[k] for k in ("command", "versions", "hardware") if k in result},

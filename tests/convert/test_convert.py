@@ -222,7 +222,7 @@ def _set(normalisation=IMAGENET, config=None):
     labels = generator.standard_normal((6, CLASSES)).astype(np.float32)
     names = ("tench", "a b", "Käfer")
     return DistilledSet(
-        images, labels, float(np.float32(0.0123)), names, normalisation, 7, config or {}
+        images, labels, float(np.float32(0.0123)), names, normalisation, 7, config=config or {}
     )
 
 
@@ -303,7 +303,7 @@ def test_another_set_says_what_an_official_one_was_whitened_with(tmp_path, capsy
         tuple("abcdefghij"),
         whitened,
         3,
-        {"data.cache_dir": cache, "distill.ipc": 1},
+        config={"data.cache_dir": cache, "distill.ipc": 1},
     )
     like.save(tmp_path / "like.safetensors")
     _triple(tmp_path / "logged")

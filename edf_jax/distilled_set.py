@@ -76,6 +76,7 @@ class DistilledSet(LabelledImages):
         class_names: by label.
         normalisation: what turns pixels into `images`.
         step: updates made; 0 for the real images it grew from.
+        data: `DatasetInfo.identity` of the real images; {} where unknown.
     """
 
     # Without the default that it has for images that no rate was learned with.
@@ -83,6 +84,7 @@ class DistilledSet(LabelledImages):
     class_names: tuple[str, ...]
     normalisation: Normalisation
     step: int = 0
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -111,6 +113,7 @@ class DistilledSet(LabelledImages):
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
+            "data": json.dumps(dict(self.data)),
         }
         return tensors, metadata
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edf_jax.config.resolve import SCHEMA
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export.formats import as_uint8, encode_png, probabilities
 from edf_jax.runs.statistics import mean_text
@@ -96,6 +97,7 @@ def dataset_card(record: Mapping[str, Any]) -> str:
         f"trains on the real images.{chosen}",
         _accuracy(record),
         _use(record),
+        _origin(record),
         "## How it was made\n\n" + _provenance(record),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
@@ -187,6 +189,21 @@ def _training(record: Mapping[str, Any]) -> str:
         f"{ops}, by SGD at rate {record['alpha']:.6g} (learned with the images), momentum "
         f"{value('evaluate.momentum'):g} and weight decay {value('evaluate.weight_decay'):g}. After "
         f"{epochs // 2 + 2} epochs the rate falls to a tenth and the momentum starts anew."
+    )
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    """Which real images the set stands for."""
+    origin = record["origin"]
+    if not origin:
+        return ""
+    names = zip(origin["classes"], record["class_names"])
+    classes = ", ".join(i if i == name else f"{i} ({name})" for i, name in names)
+    height, width = origin["resolution"]
+    split = ", split as fast.ai does and not as the published set" * is_fastai(origin["name"])
+    return (
+        f"## The real images\n\nOf `{origin['name']}`{split}, at {height} x {width} pixels; digest "
+        f"{origin['digest'][:16]}. The labels' columns, in this order, are {classes}."
     )
 
 

@@ -174,7 +174,8 @@ def _streamed_epoch(
         )
         local = jnp.broadcast_to(jnp.arange(each * size).reshape(each, size), positions.shape[1:])
         for part, chosen, chunk in zip(parts, positions, pipeline):
-            now = jax.tree.map(lambda leaf: leaf[:, part], batches)._replace(positions=local)
+            mask = None if batches.mask is None else batches.mask[:, part]
+            now = training.Batches(local, mask, batches.keys[:, part])
             chunk = chunk.reshape(networks, each * size, *images.shape[1:])
             chosen = labels[chosen].reshape(networks, each * size)
             count = jnp.int32(min(each, used - part[0]))

@@ -7,12 +7,31 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from edf_jax.config.resolve import SCHEMA
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export.formats import as_uint8, encode_png, probabilities
+from edf_jax.runs.statistics import mean_text
+from edf_jax.runtime import tables
 from edf_jax.runtime.errors import UserError
 
 _PARQUET = "data/train-00000-of-00001.parquet"
 _EXACT = "distilled.safetensors"
+_FRONT = f"""\
+---
+pretty_name: {{title}}
+task_categories:
+- image-classification
+tags:
+- dataset-distillation
+size_categories:
+- {{size}}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {_PARQUET}
+---"""
 
 
 def write_huggingface(
@@ -59,44 +78,29 @@ def dataset_card(record: Mapping[str, Any]) -> str:
     """The card: what the set is, how well networks train on it, how to use it, how it was made.
 
     Args:
-        record: of `export_formats.describe`.
+        record: of `formats.describe`.
     """
     config = record["config"]
     title = f"{record['name']}, distilled"
     method = str(config.get("method", "")).upper()
     classes = record["class_names"]
     height, width, channels = record["image_shape"]
-    front = "\n".join(
-        [
-            "---",
-            f"pretty_name: {json.dumps(title)}",
-            "task_categories:",
-            "- image-classification",
-            "tags:",
-            "- dataset-distillation",
-            "size_categories:",
-            f"- {_size_category(record['num_images'])}",
-            "configs:",
-            "- config_name: default",
-            "  data_files:",
-            "  - split: train",
-            f"    path: {_PARQUET}",
-            "---",
-        ]
-    )
     by = f" by {method}" if method else ""
+    chosen = f" This set is {record['chosen']}." if record["chosen"] else ""
     sections = [
+        _FRONT.format(title=json.dumps(title), size=_size_category(record["num_images"])),
         f"# {title}",
         f"{record['num_images']} synthetic images of {height} x {width} pixels "
         f"({'grey' if channels == 1 else f'{channels} channels'}) for {len(classes)} classes, each "
         f"with a soft label. They were distilled{by} from `{record['name']}` with edf_jax: a "
         "network that trains on them alone is meant to come as near as possible to one that "
-        "trains on the real images.",
+        f"trains on the real images.{chosen}",
         _accuracy(record),
         _use(record),
+        _origin(record),
         "## How it was made\n\n" + _provenance(record),
     ]
-    return "\n\n".join([front, *filter(None, sections)]) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _size_category(count: int) -> str:
@@ -114,23 +118,27 @@ def _accuracy(record: Mapping[str, Any]) -> str:
     network = str(config.get("model.name", "of the distilling kind"))
     if config.get("model.width"):
         network += f", width {config['model.width']}"
-    chosen = "last" if accuracy["chosen"] == "the last" else "best on test images"
-    rows = [
-        "## Accuracy",
-        "",
-        f"Test accuracy in percent of {accuracy['num_eval']} networks ({network}) "
-        f"trained from scratch, mean and standard deviation. This set is the run's {chosen}.",
-        "",
-        "| trained on | accuracy |",
-        "|---|---|",
-    ]
-    if "random_mean" in references:
-        spread = f" ± {references['random_std']:.1f}" if "random_std" in references else ""
-        rows.append(f"| as many random real images | {references['random_mean']:.1f}{spread} |")
-    rows.append(f"| this set | {accuracy['mean']:.1f} ± {accuracy['std']:.1f} |")
-    if "full_mean" in references:
-        rows.append(f"| all real images | {references['full_mean']:.1f} |")
-    return "\n".join(rows)
+    rows = {
+        "as many random real images": "random",
+        "the images that it grew from": "initial",
+        "this set": "",
+        "all real images": "full",
+    }
+    figures = {**references, "_mean": accuracy["mean"], "_std": accuracy["std"]}
+    table = tables.to_markdown(
+        [
+            {
+                "trained on": title,
+                "accuracy": mean_text(figures[f"{kind}_mean"], figures.get(f"{kind}_std")),
+            }
+            for title, kind in rows.items()
+            if f"{kind}_mean" in figures
+        ]
+    )
+    return (
+        f"## Accuracy\n\nTest accuracy in percent of {accuracy['num_eval']} networks ({network}) "
+        f"trained from scratch, mean and standard deviation.\n\n{table}"
+    )
 
 
 def _use(record: Mapping[str, Any]) -> str:
@@ -156,8 +164,7 @@ def _use(record: Mapping[str, Any]) -> str:
         "## Use",
         "\n".join(code),
         "\n".join(columns),
-        f"Network inputs are {inputs}. Train with SGD at rate {record['alpha']:.6g} (learned with "
-        "the images), momentum 0.9 and weight decay 0.0005, for about 1000 epochs.",
+        f"Network inputs are {inputs}. {_training(record)}",
         "The images were learned as real numbers. Eight bits, and the range of a pixel, change "
         f"them by {record['rounding_rms']:.3g} (root mean square, of normalised values). "
         f"`{_EXACT}` holds them as they were learned: `edf_jax.load(\"{_EXACT}\")`.",
@@ -165,6 +172,39 @@ def _use(record: Mapping[str, Any]) -> str:
         "one they were distilled with; others learn less from them.",
     ]
     return "\n\n".join(paragraphs)
+
+
+def _training(record: Mapping[str, Any]) -> str:
+    """The training that the run's own evaluation does."""
+
+    def value(name: str) -> Any:
+        return record["config"].get(name, SCHEMA[name].default)
+
+    epochs, strategy = value("evaluate.epochs"), str(value("augment.strategy"))
+    ops = "without augmentation"
+    if strategy != "none":
+        ops = f"augmented by DSA ({strategy.replace('_', ', ')})"
+    return (
+        f"The run trained on them for {epochs + 1} epochs in batches of {value('evaluate.batch')}, "
+        f"{ops}, by SGD at rate {record['alpha']:.6g} (learned with the images), momentum "
+        f"{value('evaluate.momentum'):g} and weight decay {value('evaluate.weight_decay'):g}. After "
+        f"{epochs // 2 + 2} epochs the rate falls to a tenth and the momentum starts anew."
+    )
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    """Which real images the set stands for."""
+    origin = record["origin"]
+    if not origin:
+        return ""
+    names = zip(origin["classes"], record["class_names"])
+    classes = ", ".join(i if i == name else f"{i} ({name})" for i, name in names)
+    height, width = origin["resolution"]
+    split = ", split as fast.ai does and not as the published set" * is_fastai(origin["name"])
+    return (
+        f"## The real images\n\nOf `{origin['name']}`{split}, at {height} x {width} pixels; digest "
+        f"{origin['digest'][:16]}. The labels' columns, in this order, are {classes}."
+    )
 
 
 def _provenance(record: Mapping[str, Any]) -> str:

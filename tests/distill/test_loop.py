@@ -224,6 +224,24 @@ def test_best_on_test_is_the_best_of_the_evaluations(tmp_path, store):
     assert distilled_set.load(tmp_path / "distilled" / "last.safetensors").step == 6
 
 
+def test_another_evaluation_half_way_starts_a_new_best(tmp_path, store, caplog):
+    worth = {0: 9.0, 3: 5.0, 6: 4.0, 9: 3.0}
+
+    def best_after(**values):
+        config = tiny.config("datm", **values)
+        tiny.run_distillation(
+            config, tmp_path, store, on=lambda distilled, it: tiny.Accuracy(worth[it])
+        )
+        return distilled_set.load(tmp_path / "distilled" / "best_on_test.safetensors").step
+
+    assert best_after() == 0
+    assert best_after(**{"distill.iterations": 9, "evaluate.width": 8}) == 0
+    worth[12] = 2.0
+    # More epochs: what is 9.0 by the old evaluation says nothing about the new one's 3.0.
+    assert best_after(**{"distill.iterations": 12, "evaluate.epochs": 5}) == 9
+    assert "the best set so far is sought anew" in tiny.messages(caplog)[-1]
+
+
 def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeypatch):
     shown = []
     images, histogram = MetricsWriter.images, MetricsWriter.histogram

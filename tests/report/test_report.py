@@ -18,9 +18,10 @@ from edf_jax.distilled_set import DistilledSet
 from edf_jax.report import figures
 from edf_jax.report import page as report
 from edf_jax.report.__main__ import main
-from edf_jax.report.tables import Accuracy, result_table, run_table, to_csv, to_markdown
+from edf_jax.report.tables import Accuracy, result_table, run_table
 from edf_jax.runs.files import open_run, save_activation_maps
 from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.runtime import tables
 from edf_jax.runtime.errors import UserError
 
 NAMES = ("bread & butter", "<cat>", "dog")
@@ -233,10 +234,11 @@ def test_the_interval_is_students(tmp_path):
 def test_the_result_is_a_table_of_text_too(run_folder):
     result = open_run(run_folder).result
     lines = result_table({**result, "full_num_eval": 3, "full_how": "the experts"}).splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[2].split("  ")[0] == "Distilled, last" and "61.5 ± 1.2" in lines[2]
     assert "chosen on test data" in lines[3]
     assert lines[4].endswith("3  the experts")
+    assert lines[5].startswith("distilled images: 61.5%, 29.5 points more than random real images")
 
 
 def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsys):
@@ -248,12 +250,12 @@ def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsy
     assert "seed" not in rows[0] and not any("cache_dir" in key for key in rows[0])
     assert rows[0]["distilled, last"] == "50.0 ± 1.2" and rows[2]["time"] == "not finished"
     assert (
-        to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random real images |")
+        tables.to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random real images |")
     )
     assert main([str(first), str(second), "--csv"]) == 0
     parsed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["run"] for row in parsed] == ["one", "two"]
-    assert to_csv(rows).count("\n") == 4
+    assert tables.to_csv(rows).count("\n") == 4
 
 
 def _png_size(png):

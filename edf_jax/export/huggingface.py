@@ -183,10 +183,11 @@ def _training(record: Mapping[str, Any]) -> str:
     if strategy != "none":
         ops = f"augmented by DSA ({strategy.replace('_', ', ')})"
     return (
-        f"The run trained on them for {epochs + 1} epochs in batches of {value('evaluate.batch')}, "
-        f"{ops}, by SGD at rate {record['alpha']:.6g} (learned with the images), momentum "
-        f"{value('evaluate.momentum'):g} and weight decay {value('evaluate.weight_decay'):g}. After "
-        f"{epochs // 2 + 2} epochs the rate falls to a tenth and the momentum starts anew."
+        f"The run trained on them for {epochs + 1} epochs in batches of "
+        f"{value('evaluate.batch')}, {ops}, by SGD at rate {record['alpha']:.6g} (learned with the "
+        f"images), momentum {value('evaluate.momentum'):g} and weight decay "
+        f"{value('evaluate.weight_decay'):g}. After {epochs // 2 + 2} epochs the rate falls to a "
+        "tenth and the momentum starts anew."
     )
 
 

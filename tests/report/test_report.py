@@ -216,6 +216,59 @@ def test_the_selected_set_is_the_headline(tmp_path):
     assert "best on test" in row
 
 
+def test_what_distillation_added_is_told_against_where_it_started(tmp_path):
+    run = make_run(tmp_path / "run", initial_mean=49.2, initial_std=1.0)
+    text = _Page(report.write_report(run).read_text()).text.replace(" ,", ",")
+    assert (
+        "reach 61.5%, 12.3 points more than on their initial images (49.2%), 29.5 more than on "
+        "random real images (32.0%) and 68% of what all the data gives." in text
+    )
+    assert "Initial images what distillation started from" in text
+    result = open_run(run).result
+    assert "12.3 points more than on their initial images" in result_table(result)
+    assert run_table([run])[0]["initial images"] == "49.2 ± 1.0"
+    worse = headline({**result, "initial_mean": 65.0, "select": "last"})[1]
+    assert worse.startswith(", 3.5 points less than on their initial images (65.0%)")
+    assert headline({"distilled_mean": 50.0}) is None
+
+
+def test_a_matching_loss_that_stays_near_1_is_told(tmp_path):
+    near = [{"loss": 0.99, "skipped": False}] * 150
+    (told,) = warnings(near)
+    assert "stayed near 1: 0.99 at the start, 0.99 at the end" in told
+    assert warnings(near + [{"loss": 0.6, "skipped": False}] * 100) == []
+    assert warnings([{"loss": float("nan")}]) == warnings([]) == []
+    run = make_run(tmp_path / "run", iterations=8)
+    with MetricsWriter(run, tensorboard=False) as metrics:
+        for step in range(8, 300):
+            metrics.write(step, "distill", loss=1.2, skipped=False, start_epoch=0)
+    (run / "metrics.jsonl").write_text(
+        "".join((run / "metrics.jsonl").read_text().splitlines(True)[-200:])
+    )
+    assert "The matching loss stayed near 1" in report.write_report(run).read_text()
+
+
+def test_nothing_of_a_strangers_run_is_markup(tmp_path):
+    script = "<script>alert(1)</script>"
+    row = {"kind": "distilled", "network": script, "mean": 1.0, "std": None, "num_eval": script}
+    run = make_run(
+        tmp_path / "run", distilled_num_eval=script, distilled_std=None, rows=[{**row, "how": script}],
+        network="a net", scores=[{"network": script, "lrs": 1.0, "lrs_std": 0.0, "ior": 1, "hlr": 1}],
+        hardware={script: script}, versions={script: script}, stages={script: 1.0},
+    )  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, script: script, "method": script}))
+    page = report.write_report(run).read_text()
+    assert script not in page and page.count("&lt;script&gt;") > 8
+    assert _Page(page).tags.count("script") == 2  # The page's own, and its frames' data.
+
+
+def test_a_result_that_is_none_ends_in_a_line(tmp_path, capsys):
+    run = make_run(tmp_path / "run", rows=[{"network": "x"}])
+    assert main([str(run)]) == 2
+    assert "holds what edf_jax doesn't write" in capsys.readouterr().err
+
+
 def test_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="is no run"):
         open_run(tmp_path)
@@ -238,7 +291,7 @@ def test_the_result_is_a_table_of_text_too(run_folder):
     assert lines[2].split("  ")[0] == "Distilled, last" and "61.5 ± 1.2" in lines[2]
     assert "chosen on test data" in lines[3]
     assert lines[4].endswith("3  the experts")
-    assert lines[5].startswith("distilled images: 61.5%, 29.5 points more than random real images")
+    assert lines[5].startswith("distilled images: 61.5%, 29.5 points more than on random real")
 
 
 def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsys):

@@ -173,6 +173,7 @@ def test_card_tells_accuracy_of_this_very_set():
 def test_card_tells_the_training_of_the_run():
     config = {"evaluate.epochs": 300, "evaluate.batch": 64, "augment.strategy": "color_crop"}
     card = dataset_card(describe(dataclasses.replace(_set(), config=config), RESULT))
+    card = " ".join(card.split())
     assert "for 301 epochs in batches of 64, augmented by DSA (color, crop)" in card
     assert "After 152 epochs the rate falls to a tenth" in card
     plain = dataclasses.replace(_set(), config={"augment.strategy": "none"})

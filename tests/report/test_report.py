@@ -15,7 +15,7 @@ import pytest
 
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.distilled_set import DistilledSet
-from edf_jax.report import figures
+from edf_jax.report import charts, figures
 from edf_jax.report import page as report
 from edf_jax.report.__main__ import main
 from edf_jax.report.tables import Accuracy, headline, result_table, run_table, warnings
@@ -251,10 +251,11 @@ def test_a_matching_loss_that_stays_near_1_is_told(tmp_path):
 def test_nothing_of_a_strangers_run_is_markup(tmp_path):
     script = "<script>alert(1)</script>"
     row = {"kind": "distilled", "network": script, "mean": 1.0, "std": None, "num_eval": script}
+    score = {"network": script, "lrs": 1.0, "lrs_std": 0.0, "ior": 1, "hlr": 1}
     run = make_run(
-        tmp_path / "run", distilled_num_eval=script, distilled_std=None, rows=[{**row, "how": script}],
-        network="a net", scores=[{"network": script, "lrs": 1.0, "lrs_std": 0.0, "ior": 1, "hlr": 1}],
-        hardware={script: script}, versions={script: script}, stages={script: 1.0},
+        tmp_path / "run", distilled_num_eval=script, distilled_std=None, network="a net",
+        rows=[{**row, "how": script}], scores=[score], hardware={script: script},
+        versions={script: script}, stages={script: 1.0},
     )  # fmt: skip
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, script: script, "method": script}))
@@ -316,7 +317,7 @@ def _png_size(png):
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
+@pytest.mark.parametrize("theme", [charts.LIGHT, charts.DARK])
 @pytest.mark.parametrize("ipc", [1, 2, 6])
 def test_pictures_hold_every_class_whatever_the_number_of_images(ipc, theme):
     rng = np.random.default_rng(0)
@@ -331,15 +332,15 @@ def test_pictures_hold_every_class_whatever_the_number_of_images(ipc, theme):
 
 
 def test_curves_bear_few_points_and_strange_numbers():
-    assert figures.loss_curve([0], [np.nan], [True])
-    assert figures.loss_curve([0, 1], [0.5, np.inf], [False, True], threshold=1.0)
-    assert figures.accuracy_curve([0], [50.0], [1.0])
-    assert figures.expert_accuracy([0, 1], [[np.nan, 50.0]])
-    assert figures.start_epochs([0, 1], [0, 0])
+    assert charts.loss_curve([0], [np.nan], [True])
+    assert charts.loss_curve([0, 1], [0.5, np.inf], [False, True], threshold=1.0)
+    assert charts.accuracy_curve([0], [50.0], [1.0])
+    assert charts.expert_accuracy([0, 1], [[np.nan, 50.0]])
+    assert charts.start_epochs([0, 1], [0, 0])
 
 
 def test_the_same_numbers_give_the_same_bytes():
-    first, second = (figures.accuracy_curve([0, 1], [50.0, 60.0], [1.0, 1.0]) for _ in range(2))
+    first, second = (charts.accuracy_curve([0, 1], [50.0, 60.0], [1.0, 1.0]) for _ in range(2))
     assert first == second
 
 

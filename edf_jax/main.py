@@ -16,7 +16,7 @@ from edf_jax.config.resolve import flatten, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.experts.settings import check_part
 from edf_jax.plan import ahead, plan
-from edf_jax.report.tables import result_table
+from edf_jax.report import tables
 from edf_jax.runs import metrics
 from edf_jax.runs.folder import Run
 from edf_jax.runtime import devices, preemption, processes
@@ -123,7 +123,8 @@ def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
 def _print_result(result: dict) -> None:
     """The table for people on standard error, and last the line for programs."""
 
-    print(result_table(result), file=sys.stderr)
+    lines = tables.warnings(metrics.read_metrics(pathlib.Path(result["workdir"]), "distill"))
+    print("\n".join([tables.result_table(result), *lines]), file=sys.stderr)
     keys = ("random", "initial", "distilled", "best_on_held_out", "best_on_test", "full")
     figures = {
         f"{k}_{f}": round(result[f"{k}_{f}"], 3)

@@ -280,7 +280,7 @@ def test_curves_are_the_mean_over_seeds_of_what_runs_logged(tmp_path):
 
 def test_gains_are_paired_by_seed():
     def row(label, *by_seed):
-        return comparison.Row(label, comparison.Figure(by_seed), None, None, None, 0, 0, None, None)
+        return comparison.Row(label, comparison.Figure(by_seed), None, None, 0, 0, None, None)
 
     rows = [row("datm", (50.0, 52.0), (60.0, 62.0)), row("edf", (52.0, 52.0), (63.0, 64.0))]
     ((label, (mean, interval)),) = comparison.gains(rows, "datm").items()

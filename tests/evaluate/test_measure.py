@@ -268,6 +268,8 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
+    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
 
 
@@ -290,9 +292,13 @@ def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
 
     result = evaluate(origin)
     assert result["network"] == "ConvNet" and result["protocol"] == "plain"
-    for kind in ("distilled", "best_on_test", "random", "full"):
+    for kind in ("initial", "distilled", "best_on_test", "random", "full"):
         assert 0 <= result[f"{kind}_mean"] <= 100 and len(result[f"{kind}_interval"]) == 2
     assert result["distilled_mean"] == result["best_on_test_mean"]
+    # The images that distillation started from: by the same networks, at the rate they start at.
+    assert (result["initial_step"], result["initial_rate"]) == (0, pytest.approx(0.02))
+    assert result["initial_rate_from"] == "as it started"
+    assert result["initial_num_eval"] == result["distilled_num_eval"] == 2
     assert result["num_test_images"] == 30 and result["distilled_rate_from"] == "learned"
     for row in result["rows"]:
         assert row["provenance"] == {"seed": 0, **origin}
@@ -319,7 +325,7 @@ def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):
     path = str(tmp_path / "elsewhere.safetensors")
     config = make_config(**{"evaluate.distilled": path})
     result = stage.evaluate_run(config, dataset, [], tmp_path / "new", teacher=_no_teacher)
-    assert "best_on_test_mean" not in result and "full_mean" not in result
+    assert not {"best_on_test_mean", "initial_mean", "full_mean"} & set(result)
     assert result["distilled_mean"] >= 0 and path in result["distilled_note"]
     scored = make_config(**{"evaluate.distilled": path, "evaluate.scores": True})
     with pytest.raises(UserError, match="evaluate.full_epochs"):

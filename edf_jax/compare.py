@@ -7,8 +7,16 @@ Every cell of the table is an ordinary run in a folder of its own, and a process
 that its memory is its own. Experts are trained once for all cells that can share them.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
+
+import concurrent.futures
 import ctypes
 import functools
 import json
@@ -37,9 +45,9 @@ from edf_jax.runs.folder import Run
 from edf_jax.runs.grid import ABLATIONS, Cell, Plan, make_plan, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
-from edf_jax.runtime import console, devices, preemption, storage
+from edf_jax.runtime import console, devices, storage
 from edf_jax.runtime.errors import Preempted, UserError
-from edf_jax.stages import run_stages
+from edf_jax.stages import check_plan, run_stages
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -67,11 +75,8 @@ Launch = Callable[[Cell, str], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, as `edf_jax.main` does."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-    return console.exit_status(lambda: _run(argv))
+    with preemption.listening():
+        return console.run_or_help(_run, _USAGE, argv)
 
 
 def _run(argv: list[str]) -> int:
@@ -85,8 +90,11 @@ def _run(argv: list[str]) -> int:
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")
     launch = functools.partial(run_in_child, config_file=file)
-    with preemption.listening():
-        rows = compare(plan, workdir, command, launch)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        unfinished = [cell for cell in plan.cells.values() if not is_finished(cell)]
+        for warning in child.submit(check_cells, unfinished, file).result():
+            _log.warning("%s", warning)
+    rows = compare(plan, workdir, command, launch)
     print(comparison.to_markdown(rows))
     sys.stdout.flush()
     result = {"rows": [row.figures() for row in rows], "workdir": str(workdir)}
@@ -134,6 +142,30 @@ def compare(
         comparison.save_plan(plan, workdir)
         comparison.write(plan, rows, workdir)
     return rows
+
+
+def check_cells(cells: Sequence[Cell], config_file: str) -> list[str]:
+    """Refuses what a run of a cell would refuse, before any is run; in a process of its own.
+
+    Args:
+        cells: those to be run.
+        config_file: run first, for it may add methods, networks or sources of its own.
+
+    Returns:
+        The warnings of their plans.
+
+    Raises:
+        UserError: names the cell.
+    """
+    runpy.run_path(config_file)
+    warnings: dict[str, None] = {}
+    for cell in cells:
+        devices.set_up(cell.config.precision, deterministic=cell.config.deterministic)
+        try:
+            warnings |= dict.fromkeys(check_plan(cell.config, cell.workdir))
+        except UserError as error:
+            raise UserError(f"{cell.name}: {error}") from None
+    return list(warnings)
 
 
 def is_finished(cell: Cell) -> bool:
@@ -226,7 +258,7 @@ def run_in_child(cell: Cell, command: str, *, config_file: str | None = None) ->
             asked = True
             child.terminate()
     if preemption.asked():
-        raise Preempted("asked to stop by SIGTERM")
+        raise Preempted(preemption.WHY)
     if child.exitcode == console.INTERRUPTED:
         raise KeyboardInterrupt
     if child.exitcode:

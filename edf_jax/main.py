@@ -1,6 +1,13 @@
 """The command: `python -m edf_jax.main --config=configs/imagenette.py:ipc10 [flags]`."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
 
 import json
 import pathlib
@@ -11,19 +18,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from edf_jax import stages
 from edf_jax.config.flags import default_workdir, parse
 from edf_jax.config.resolve import flatten, resolve
-from edf_jax.data import describe_dataset
 from edf_jax.experts.settings import check_part
 from edf_jax.plan import plan
 from edf_jax.report.tables import result_table
-from edf_jax.runs import metrics
 from edf_jax.runs.folder import Run
-from edf_jax.runtime import console, devices, preemption, processes
+from edf_jax.runtime import console, devices, processes
 from edf_jax.runtime.errors import UserError
-from edf_jax.stages import run_stages
-from edf_jax.training import parallel
+from edf_jax.stages import check_plan, run_stages
 
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -51,75 +54,49 @@ Exit status: 0 done; 2 something to mend, told in one line; 75 stopped by SIGTER
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-
-    try:
-        status = console.exit_status(lambda: _run(argv))
-    except BaseException:
-        if processes.count() == 1:
-            raise
-        traceback.print_exc()
-        status = 1
-    return processes.leave(status)
+    with preemption.listening():
+        try:
+            status = console.run_or_help(_run, _USAGE, argv)
+        except BaseException:
+            if processes.count() == 1:
+                raise
+            traceback.print_exc()
+            status = 1
+        return processes.leave(status)
 
 
 def _run(argv: list[str]) -> int:
     values = parse(argv, _define_flags)
     if values.dry_run not in ("", "plan", "compile"):
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
-
-    processes.check_flags(values.coordinator, values.num_processes, values.process_id)
+    place = (values.coordinator, values.num_processes, values.process_id)
+    processes.check_flags(*place)
     console.speak_in_lines()
     config = resolve(values.config)
     workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
     if values.dry_run:
-
         print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
 
     check_part(config, values.stage)
-    devices.set_up(config.precision, deterministic=config.deterministic)
-    processes.start(
-        values.coordinator,
-        values.num_processes,
-        values.process_id,
-        distributed=values.distributed,
+    devices.set_up(
+        config.precision,
+        deterministic=config.deterministic,
+        join=lambda: processes.start(*place, distributed=values.distributed),
     )
-    processes.check_same("the config, the workdir or the stage", [
-        flatten(config), str(workdir), values.stage
-    ])
+    processes.check_same(
+        "the config, the workdir, the stage or JAX's environment",
+        [flatten(config), str(workdir), values.stage, devices.numerics()],
+    )
     run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
     with processes.together():
         run.check()
-        warnings = _check_plan(config, workdir)
-    with preemption.listening(), run:
+        warnings = check_plan(config, workdir)
+    with run:
         result = run_stages(run, values.stage, warnings)
     if result is not None and processes.is_first():
         _print_result(result)
     return 0
-
-
-def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
-    """Refuses, before anything is written, what the plan tells to be impossible.
-
-    Returns:
-        The plan's warnings.
-    """
-
-    if config.log.wandb_project:
-        metrics.import_wandb()
-
-    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
-    data = describe_dataset(config.data)
-    if not data.available:
-        raise UserError(data.advice)
-    planned = plan.make_plan(config, data, workdir)
-    plan.check_memory(planned)
-    stages.check_files(config, data)
-    return planned.warnings
 
 
 def _print_result(result: dict) -> None:

@@ -176,11 +176,7 @@ def _stacked(batch: Sequence[tuple[np.ndarray | None, str]], judge: Judge) -> np
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, as `edf_jax.main` does."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-    return console.exit_status(lambda: _run(argv))
+    return console.run_or_help(_run, _USAGE, argv)
 
 
 def _define_flags(values: flags.FlagValues) -> None:

@@ -74,11 +74,8 @@ Writes protocols.md, .csv and .json there, and ends in one line: RESULT {{json}}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, as `edf_jax.main` does."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-    return console.exit_status(lambda: _run(argv))
+    with preemption.listening():
+        return console.run_or_help(_run, _USAGE, argv)
 
 
 def _run(argv: list[str]) -> int:
@@ -90,10 +87,9 @@ def _run(argv: list[str]) -> int:
     networks = network_list(values.networks)
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
     command = "python -m edf_jax.evaluate.table " + shlex.join(argv[1:])
-    with preemption.listening():
-        table = make_table(
-            values.config, given_keys(values), sets, protocols, networks, workdir, command
-        )
+    table = make_table(
+        values.config, given_keys(values), sets, protocols, networks, workdir, command
+    )
     print(to_markdown(table))
     sys.stdout.flush()
     shown = ("set", "protocol", "network", "mean", "std", "interval", "num_eval")

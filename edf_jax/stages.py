@@ -74,7 +74,9 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
             return None
         store = open_experts(run.config, dataset, run.workdir)
         figures = with_repairs(lambda: work.learn(store, wanted), store)
-    return None if figures is None else _finish(run, figures, wanted)
+    if figures is None:
+        return None
+    return _finish(run, {**figures, "metrics_rows": metrics.count}, wanted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
@@ -26,7 +27,7 @@ from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.rows import RowFile, digest
 from edf_jax.data.sources import Listing, digest_of
-from edf_jax.runtime import devices
+from edf_jax.runtime import devices, preemption
 from edf_jax.runtime.errors import UserError
 
 VERSION = 1  # part of the key: raise it when the same settings give other pixels
@@ -34,6 +35,7 @@ _CHUNK_BYTES = 1 << 25
 _CHUNK_IMAGES = 512
 _GROUP = 8  # images that a worker decodes before it hands them over
 _SHOWN = 3
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def prepare(
@@ -72,7 +74,7 @@ def prepare(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with open(_beside(base, ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
+            _wait_for(lock)  # a second process finds the files
             if not _is_intact(base, key):
                 _make(base, key, listing, settings, workers, progress)
             elif progress is not None:
@@ -95,6 +97,16 @@ def prepare(
         )
     _tell(base.name, len(listing), record)
     return Split(images, labels)
+
+
+def _wait_for(lock: IO[str]) -> None:
+    """Takes a lock once it is free, and meanwhile hears signals."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            preemption.stop_if_asked()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def split_key(listing: Listing, settings: ImageSettings) -> str:

@@ -24,7 +24,10 @@ from edf_jax.runtime.errors import UserError
 _HEARTBEAT = 2.0
 _PACKAGES = ("edf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run that came to nothing leaves, and takes away again.
-_BOOKKEEPING = {".lock", "config.json", "times.json", "metrics.jsonl", "experts/.lock"}
+_BOOKKEEPING = {
+    ".lock", "config.json", "environment.json", "times.json", "metrics.jsonl", "experts/.lock"
+}  # fmt: skip
+_ENVIRONMENT = "environment.json"
 _FOLDERS = ("", "distilled", "checkpoints", "figures")
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,24 @@ def check_same(what: Any, before: Mapping[str, Any], config) -> None:
             f"{what} was started with distill.iterations={iterations}: fewer "
             f"({now['distill.iterations']}) need another --workdir"
         )
+
+
+def _check_environment(workdir: pathlib.Path) -> None:
+    """Refuses other settings of JAX's than a run was started with, for they change its numbers."""
+    path = workdir / _ENVIRONMENT
+    if not path.exists():
+        return
+    try:
+        before = storage.read_record(path)
+    except storage.DamagedFile as error:
+        _log.warning("%s: JAX's settings are taken from now", error)
+        return
+    for name, value in devices.numerics().items():
+        if before.get(name, value) != value:
+            raise UserError(
+                f"{workdir} was started with {name}={before[name]}, not {value}, which JAX takes "
+                f"from {name.upper()}: set that as it was, or give another --workdir"
+            )
 
 
 class Run:
@@ -92,6 +113,7 @@ class Run:
         pinned = self._pinned()
         if pinned:
             check_same(self.workdir, pinned, self.config)
+        _check_environment(self.workdir)
 
     def __enter__(self) -> Run:
         processes.shared("the run's folder", self._enter)
@@ -122,6 +144,7 @@ class Run:
             storage.remove_leftovers(self.workdir / name)
         text = self.config.to_json(indent=1, sort_keys=True)
         storage.write_text(path, text)
+        storage.write_record(self.workdir / _ENVIRONMENT, devices.numerics())
         self._times = self._earlier_times()
         self._last_tick = time.monotonic()
         self._save_times()

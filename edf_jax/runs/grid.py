@@ -46,6 +46,8 @@ _EVALUATION = ("evaluate.", "augment.")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
+_LONGEST = 80
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -112,7 +114,7 @@ def _read_rows(file: str) -> dict[str, dict[str, Any]]:
     expected = '{"label": {"method": "mtt", "distill.lr_img": 300}, ...}'
     try:
         rows = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--rows={file} can't be read ({error}); expected is {expected}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"--rows={file} isn't of the form {expected}")
@@ -168,7 +170,7 @@ def make_plan(
             baseline = changes.get("baseline", "")
             identity = storage.digest_of_record({**flatten(resolved), "baseline": baseline})
             if identity not in cells:
-                slug = folders.setdefault(label, _slug(label))
+                slug = folders.setdefault(label, _slug(label, folders.values()))
                 folder = workdir / "cells" / slug / f"seed_{seed}"
                 kind = "baseline" if baseline else "method"
                 cells[identity] = Cell(f"{label}, seed {seed}", folder, resolved, kind, baseline)
@@ -217,8 +219,12 @@ def _cell_config(
     return resolve(own)
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+def _slug(label: str, taken: Collection[str]) -> str:
+    """A label as the name of a folder of its own."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
+    if slug and slug not in taken and len(slug) <= _LONGEST and not slug.startswith("experts-"):
+        return slug
+    return f"{slug[:_LONGEST]}-{storage.digest_of_record(label)[:8]}".lstrip("-")
 
 
 def _title(config, rows: Sequence[str] | Mapping[str, Any], seeds: int) -> str:

@@ -239,10 +239,23 @@ def read_metrics(workdir: str | Path, stage: str | None = None) -> list[dict[str
       A list of dicts without `row` and `check`; empty where there is no file. A torn last line is
       left out, and so are damaged and doubled ones, with a warning, as is given of lost ones.
     """
-    rows, fault = _read(Path(workdir) / _FILE)
+    path = Path(workdir) / _FILE
+    rows, fault = _read(path)
+    lost = _rows_of_result(path.parent) - len(rows)
+    if not fault and lost > 0:
+        fault = f"{path}: {lost} rows are lost at the end"
     if fault:
         _log.warning("%s", fault)
     return [row for row in rows if stage in (None, row["stage"])]
+
+
+def _rows_of_result(workdir: Path) -> int:
+    """How many rows a finished run had; 0 where it isn't known."""
+    try:
+        count = json.loads((workdir / "result.json").read_bytes()).get("metrics_rows", 0)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return 0
+    return count if isinstance(count, int) else 0
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], str]:

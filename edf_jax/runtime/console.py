@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
@@ -76,8 +77,12 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return f"out of memory ({first}): --dry_run tells what would fit", MISTAKE
     if isinstance(error, RuntimeError) and "home directory" in told:
         return "a path begins with ~, but that home folder isn't known: write it out", MISTAKE
+    if isinstance(error, json.JSONDecodeError) or (
+        isinstance(error, RecursionError) and "JSON" in told
+    ):
+        return f"a JSON file can't be read ({first}): it isn't one of ours", MISTAKE
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
         why = (error.strerror or told).lower()
         return f"{where}{why}; mend that, and the same command continues", MISTAKE
     return None

@@ -102,6 +102,17 @@ def test_rows_that_are_lost_doubled_or_swapped_are_told_and_set_right(
     assert not caplog.text
 
 
+def test_rows_lost_at_the_end_of_a_finished_run_are_told(tmp_path, caplog):
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        for step in range(3):
+            metrics.write(step, "distill", loss=0.25)
+    (tmp_path / "result.json").write_text(json.dumps({"metrics_rows": metrics.count}))
+    assert len(read_metrics(tmp_path)) == 3 and not caplog.text
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert len(read_metrics(tmp_path)) == 2 and "1 rows are lost at the end" in caplog.text
+
+
 def test_a_row_blanked_with_zeros_is_told(tmp_path, caplog):
     with MetricsWriter(tmp_path, tensorboard=False) as metrics:
         for step in range(3):

@@ -19,7 +19,7 @@ from typing import Any
 
 from edf_jax.report import comparison
 from edf_jax.report import page as report
-from edf_jax.runs.files import open_run, write_file
+from edf_jax.runs.files import open_run
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runtime import console, storage
 from edf_jax.runtime.errors import UserError
@@ -73,13 +73,13 @@ def _keep_run(source, target, *, metrics: bool, figures: bool) -> None:
         storage.write_text(target / "pytorch.jsonl", other.read_text(encoding="utf-8"))
     if figures:
         for name, png in report.draw_charts(run, report.figures.LIGHT).items():
-            write_file(target / "figures" / f"{name}.png", png)
+            storage.write_bytes(target / "figures" / f"{name}.png", png)
         _keep_picture(run, target)
 
 
 def _keep_picture(run, target: pathlib.Path) -> None:
     if png := report.draw_pictures(run).get("before_after"):
-        write_file(target / "figures" / "before_after.png", png)
+        storage.write_bytes(target / "figures" / "before_after.png", png)
 
 
 def _made(folder: pathlib.Path) -> pathlib.Path:

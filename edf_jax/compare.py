@@ -33,7 +33,8 @@ from edf_jax.evaluate.stage import measure_baseline
 from edf_jax.evaluate.teacher import get_teacher
 from edf_jax.experts.train import open_experts, train_experts
 from edf_jax.report import comparison
-from edf_jax.runs.folder import Run
+from edf_jax.runs.files import RunFiles
+from edf_jax.runs.folder import OF_A_GRID, Run, locked, refuse_foreign
 from edf_jax.runs.grid import ABLATIONS, Cell, Plan, make_plan, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
@@ -120,8 +121,8 @@ def compare(
         UserError: a cell can't be run.
         Preempted: asked to stop; what is done is kept.
     """
-    busy = f"another process works on {workdir}: wait for it or give another --workdir"
-    with storage.locked(workdir, busy):
+    refuse_foreign(workdir, OF_A_GRID)
+    with locked(workdir):
         cells = list(plan.cells.values())
         for number, cell in enumerate(cells, 1):
             if is_finished(cell):
@@ -142,7 +143,11 @@ def is_finished(cell: Cell) -> bool:
         record = storage.read_record(cell.workdir / "cell.json")
     except storage.DamagedFile:
         return False
-    return record.get("config") == _digest(cell) and (cell.workdir / "result.json").exists()
+    try:
+        return record.get("config") == _digest(cell) and bool(RunFiles(cell.workdir).result)
+    except UserError as error:
+        _log.warning("%s: made again", error)
+        return False
 
 
 def _digest(cell: Cell) -> str:
@@ -162,7 +167,7 @@ def run_cell(cell: Cell, command: str) -> None:
         else:
             result = run_stages(run, "evaluate") or {}
         result["peak_device_memory_mb"] = _peak_device_memory_mb()
-        storage.write_text(cell.workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
         storage.write_record(cell.workdir / "cell.json", {"config": _digest(cell)})
 
 

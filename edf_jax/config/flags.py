@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import pathlib
 import re
@@ -14,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from edf_jax.config.resolve import SCHEMA, unknown_key, use_method
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 
@@ -155,5 +155,5 @@ def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
     overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
     workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:
-        workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+        workdir += "-" + storage.fingerprint("\n".join(overrides).encode())[:8]
     return workdir

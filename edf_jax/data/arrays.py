@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import pathlib
 import zlib
 
@@ -17,6 +16,7 @@ from edf_jax.data.sources import (
     check_labels,
     existing_folder,
 )
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -199,12 +199,10 @@ def _labels(array: np.ndarray, split: str, where: pathlib.Path) -> np.ndarray:
 
 
 def _listing(images: np.ndarray, labels: np.ndarray, split: str, where: pathlib.Path) -> Listing:
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(labels.tobytes())
     return Listing(
         labels=labels,
         read=lambda i: images[i],
         name=lambda i: f"{split} image {i} of {where}",
-        identity=digest.hexdigest(),
+        identity=storage.fingerprint(np.ascontiguousarray(images).data, labels.tobytes()),
         images=images,
     )

@@ -15,9 +15,10 @@ from edf_jax.data.dataset import Dataset, DatasetInfo, Split
 from edf_jax.data.decode import ImageSettings
 from edf_jax.data.held_out import hold_out
 from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
-from edf_jax.data.preprocess import prepare, split_key, write_atomically
+from edf_jax.data.preprocess import prepare, split_key
 from edf_jax.data.sources import Listing, MissingData, Source, digest_of
 from edf_jax.data.subsets import chosen_subset
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # By `data.source`: (config.data, cache folder) -> what is there, not yet read. The cluttered digits
@@ -249,5 +250,6 @@ def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normali
             warnings.warn(f"{record} or its matrix is damaged; it is made again.", stacklevel=2)
             record.unlink()
     fitted = Normalisation.fit_zca(images, str(cache_dir))
-    write_atomically(record, lambda file: file.write(fitted.to_json().encode()))
+    with storage.appearing(record) as made:
+        made.write_text(fitted.to_json())
     return fitted

@@ -18,7 +18,6 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.rows import RowFile, digest
 from edf_jax.data.sources import Listing, digest_of
-from edf_jax.runtime import devices
+from edf_jax.runtime import devices, storage
 from edf_jax.runtime.errors import UserError
 
 VERSION = 1  # part of the key: raise it when the same settings give other pixels
@@ -77,9 +76,9 @@ def prepare(
                 _make(base, key, listing, settings, workers, progress)
             elif progress is not None:
                 progress(len(listing))
-    except OSError as error:
+    except (OSError, storage.WriteFailed) as error:
         raise UserError(
-            f"The data cache {cache_dir} cannot be written ({error.strerror or error}); set "
+            f"The data cache {cache_dir} cannot be written ({storage.cause(error)}); set "
             "--config.data.cache_dir to a folder with space."
         ) from None
     images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
@@ -109,15 +108,6 @@ def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterato
     threads = workers or devices.available_cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(grain.MapDataset.source(items).map(function).to_iter_dataset(options))
-
-
-def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes under a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
 
 
 def _is_intact(base: pathlib.Path, key: str) -> bool:
@@ -177,8 +167,7 @@ class _Chunk:
 
 
 def _make(base, key, listing: Listing, settings: ImageSettings, workers, progress) -> None:
-    for stale in base.parent.glob(f"{base.name}.*.tmp"):  # of a process killed while writing
-        stale.unlink()
+    storage.remove_leftovers(base.parent, of=base.name)
     shape = _image_shape(listing, settings)
     rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // int(np.prod(shape))))
     with _open_partial(base, (len(listing), *shape)) as images:
@@ -300,8 +289,10 @@ def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_C
     partial, labels = _beside(base, ".partial"), listing.labels
     if left_out:
         kept = np.delete(np.arange(len(listing)), [i for i, _ in left_out])
-        temporary = _beside(base, f".npy.{os.getpid()}.tmp")
-        with RowFile.create(temporary, (len(kept), *images.shape[1:])) as compact:
+        with (
+            storage.appearing(_beside(base, ".npy")) as temporary,
+            RowFile.create(temporary, (len(kept), *images.shape[1:])) as compact,
+        ):
             done = 0
             for chunk in chunks:
                 lost = [i - chunk.start for i, _ in chunk.left_out]
@@ -309,12 +300,12 @@ def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_C
                 compact.write(done, rest)
                 done += len(rest)
             digests = compact.digests(rows)
-        os.replace(temporary, _beside(base, ".npy"))
         labels = labels[kept]
     else:
         digests = [chunk.digest for chunk in chunks]
         os.replace(partial, _beside(base, ".npy"))
-    write_atomically(_beside(base, ".labels.npy"), lambda file: np.save(file, labels))
+    with storage.appearing(_beside(base, ".labels.npy")) as made, open(made, "wb") as file:
+        np.save(file, labels)
     content = {
         "key": key,
         "rows": rows,
@@ -323,7 +314,7 @@ def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_C
         "left_out": [(listing.name(i), why) for i, why in left_out],
         "remarks": [(listing.name(i), remark) for i, remark in remarks],
     }
-    text = json.dumps(content).encode()
-    write_atomically(_beside(base, ".json"), lambda file: file.write(text))
+    with storage.appearing(_beside(base, ".json")) as made:
+        made.write_text(json.dumps(content))
     partial.unlink(missing_ok=True)
     _beside(base, ".journal").unlink()

@@ -10,9 +10,10 @@ import numpy as np
 
 from edf_jax.data.catalogue import IMAGENETTE_FASTAI, find_benchmark
 from edf_jax.data.normalisation import IMAGENET
-from edf_jax.data.preprocess import in_workers, write_atomically
+from edf_jax.data.preprocess import in_workers
 from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
 from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 _LABEL_BATCH = 64  # records read at once in the pass over the labels
@@ -202,7 +203,8 @@ def _labels(source, folder: pathlib.Path, split: str, cache_dir: pathlib.Path) -
 
     batches = in_workers(read, range(-(-len(source) // _LABEL_BATCH)))
     labels = np.array([label for batch in batches for label in batch], np.int32)
-    write_atomically(path, lambda file: np.save(file, labels))
+    with storage.appearing(path) as made, open(made, "wb") as file:
+        np.save(file, labels)
     return labels
 
 

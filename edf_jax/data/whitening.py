@@ -8,12 +8,12 @@ References:
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import pathlib
 
 import numpy as np
 
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 EPS = 0.1
@@ -80,7 +80,7 @@ def save(folder: str | os.PathLike, mean: np.ndarray, matrix: np.ndarray) -> str
         The digest that names the file, for `load` and `load_inverse`.
     """
     stacked = np.concatenate([mean[None], matrix]).astype(np.float32)
-    digest = hashlib.sha256(stacked.tobytes()).hexdigest()
+    digest = storage.fingerprint(stacked.data)
     _write(_path(folder, digest), stacked)
     return digest
 
@@ -102,7 +102,7 @@ def load(folder: str, digest: str) -> tuple[np.ndarray, np.ndarray]:
         ) from None
     except (OSError, ValueError, EOFError):
         stacked = None
-    if stacked is None or hashlib.sha256(stacked.tobytes()).hexdigest() != digest:
+    if stacked is None or storage.fingerprint(np.ascontiguousarray(stacked).data) != digest:
         raise UserError(f"The ZCA matrix {path} is damaged: remove it and prepare the data again.")
     return stacked[0], stacked[1:]
 
@@ -131,11 +131,8 @@ def _path(folder: str | os.PathLike, digest: str) -> pathlib.Path:
 
 
 def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with storage.appearing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array)
-    os.replace(temporary, path)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -85,4 +85,5 @@ def _start(config, info, images, logits, classes) -> DistilledSet:
         info.normalisation,
         0,
         flatten(config),
+        info.fingerprint,
     )

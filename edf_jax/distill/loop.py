@@ -108,7 +108,7 @@ def distill(
     iterate = make_iteration(config, network, num_images, store=store_of_steps)
     weigh = make_weight(config, cam) if cam is not None else None
     key = randomness.stream(config.seed, "distill")
-    checkpoints = Checkpoints(workdir, config)
+    checkpoints = Checkpoints(workdir, config, {"data": initial.data, "experts": store.digest})
     mesh = parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
     state, weight, position = _begin(config, initial, checkpoints)
     state, weight = parallel.from_first((state, weight), mesh)
@@ -214,7 +214,7 @@ def distill(
             took,
             100 * waited / took,
         )
-    final = current(options.iterations)
+    final = dataclasses.replace(current(options.iterations), best=position.best_steps())
     final.save(workdir / "distilled" / "last.safetensors")
     return final
 

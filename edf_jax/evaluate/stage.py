@@ -296,6 +296,8 @@ class _FullData:
             "augment": self._config.augment.to_dict(),
             "seed": self._config.seed,
             "dataset": self._dataset.info.fingerprint,
+            "model": self._config.model.to_dict() if name == MATCHED else {},
+            "precision": self._config.precision,
         }
         return self._ledger.need(
             identity,

@@ -220,8 +220,11 @@ def _difficulty(
 ) -> np.ndarray:
     """The training images' difficulty `[N]`, kept in the store."""
     path, options = store.folder / "difficulty", config.experts
+    place = {"settings": store.digest}
     try:
-        _, found = processes.shared_arrays("difficulty", lambda: (None, storage.load_arrays(path)))
+        _, found = processes.shared_arrays(
+            "difficulty", lambda: (None, storage.load_arrays(path, place=place))
+        )
         return found["scores"]
     except storage.DamagedFile:
         _log.info("experts: scoring how difficult images are (%s)", options.difficulty)
@@ -236,7 +239,7 @@ def _difficulty(
         key=randomness.stream(expert_seed(config), "difficulty"),
         workers=config.data.workers,
     )
-    storage.save_arrays(path, {"scores": scores})
+    storage.save_arrays(path, {"scores": scores}, place=place)
     return scores
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edf_jax.report import charts, tables
-from edf_jax.runs.files import selected, write_file
+from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Cell, Plan
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runs.statistics import interval95
@@ -171,10 +170,10 @@ def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:
 
 
 def _result(cell: Cell) -> dict[str, Any]:
-    try:
-        return json.loads((cell.workdir / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{cell.workdir / 'result.json'} can't be read: remove it") from error
+    result = RunFiles(cell.workdir).result
+    if not result:
+        raise UserError(f"{cell.workdir / 'result.json'} is missing: compare again")
+    return result
 
 
 def save_plan(plan: Plan, workdir: pathlib.Path) -> None:
@@ -189,7 +188,7 @@ def save_plan(plan: Plan, workdir: pathlib.Path) -> None:
         for identity, cell in plan.cells.items()
     }
     what = {"title": plan.title, "rows": plan.rows, "cells": cells, "experts": plan.experts}
-    storage.write_text(workdir / _PLAN_FILE, json.dumps(what, indent=1))
+    storage.write_record(workdir / _PLAN_FILE, what)
 
 
 def is_comparison(workdir: pathlib.Path) -> bool:
@@ -215,7 +214,7 @@ def load_plan(workdir: pathlib.Path) -> Plan:
     """
     path = workdir / _PLAN_FILE
     try:
-        what = json.loads(path.read_text(encoding="utf-8"))
+        what = storage.read_record(path, sealed=False)
         cells = {
             identity: Cell(
                 cell["name"], workdir / cell["folder"], None, cell["kind"], cell["baseline"]
@@ -223,7 +222,9 @@ def load_plan(workdir: pathlib.Path) -> Plan:
             for identity, cell in what["cells"].items()
         }
         return Plan(what["title"], what["rows"], cells, what["experts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except storage.DamagedFile as error:
+        raise UserError(f"{error}: compare again") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error}): compare again") from error
 
 
@@ -295,7 +296,7 @@ def write(plan: Plan, rows: Sequence[Row], workdir: pathlib.Path) -> None:
     picture = charts.comparison(
         [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
     )
-    write_file(workdir / "table.png", picture)
+    storage.write_bytes(workdir / "table.png", picture)
     write_curves(plan, workdir)
 
 
@@ -303,7 +304,8 @@ def write_curves(plan: Plan, workdir: pathlib.Path) -> None:
     """Writes `curves.png`, where runs logged accuracies while distilling."""
     if curves := learning_curves(plan):
         title = "Test accuracy while distilling, %"
-        write_file(workdir / "curves.png", charts.curves(curves, title=title, x_label="iteration"))
+        picture = charts.curves(curves, title=title, x_label="iteration")
+        storage.write_bytes(workdir / "curves.png", picture)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

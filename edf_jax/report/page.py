@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from edf_jax.report import figures, sections
-from edf_jax.runs.files import RunFiles, open_run, write_file
+from edf_jax.runs.files import RunFiles, open_run
+from edf_jax.runtime import storage
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -36,7 +37,7 @@ def write_report(workdir: str | Path) -> Path:
     run = open_run(workdir)
     light = draw_charts(run, figures.LIGHT)
     for name, png in {**draw_pictures(run), **light}.items():
-        write_file(run.workdir / "figures" / f"{name}.png", png)
+        storage.write_bytes(run.workdir / "figures" / f"{name}.png", png)
     parts = [
         sections.header(run),
         sections.results(run),
@@ -48,7 +49,7 @@ def write_report(workdir: str | Path) -> Path:
         '<footer class="muted small">Written by edf_jax from the files of the run.</footer>',
     ]
     path = run.workdir / "report.html"
-    write_file(path, _page(run.workdir.resolve().name, "\n".join(parts)).encode())
+    storage.write_bytes(path, _page(run.workdir.resolve().name, "\n".join(parts)).encode())
     return path
 
 

@@ -78,7 +78,8 @@ def prepare(
                 progress(len(listing))
     except (OSError, storage.WriteFailed) as error:
         raise UserError(
-            f"The data cache {cache_dir} cannot be written ({storage.cause(error)}); set "
+            f"The data cache {cache_dir} cannot be written "
+            f"({getattr(error, 'strerror', None) or storage.cause(error)}); set "
             "--config.data.cache_dir to a folder with space."
         ) from None
     images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)

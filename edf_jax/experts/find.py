@@ -18,7 +18,7 @@ from typing import Any
 from edf_jax.experts.settings import group_size, part_of
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import Network
-from edf_jax.runtime import preemption, processes, storage
+from edf_jax.runtime import locks, preemption, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -161,7 +161,7 @@ def lock_when_free(
             try:
                 stack.enter_context((lock or store.lock)())
                 break
-            except storage.Busy:
+            except locks.Busy:
                 if not waiting:
                     _log.info("experts: another process trains them in %s; waiting", store.folder)
                 waiting = True

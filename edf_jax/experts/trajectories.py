@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edf_jax.runtime import processes, storage
+from edf_jax.runtime import locks, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _INFO = "store.json"
@@ -220,16 +220,16 @@ class TrajectoryStore:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from training the same experts."""
-        return storage.locked(self.folder, self._busy())
+        return locks.locked(self.folder, self._busy())
 
     @contextlib.contextmanager
     def lock_groups(self, groups: Iterable[int]) -> Iterator[None]:
         """Keeps other processes from training these groups, and from `lock`."""
         with contextlib.ExitStack() as held:
-            held.enter_context(storage.locked(self.folder, self._busy(), beside=True))
+            held.enter_context(locks.locked(self.folder, self._busy(), beside=True))
             for group in groups:
                 folder = self.folder / f"group_{group:03d}"
-                held.enter_context(storage.locked(folder, self._busy()))
+                held.enter_context(locks.locked(folder, self._busy()))
                 storage.remove_leftovers(folder)
             yield
 

@@ -136,10 +136,10 @@ def _read_activation_maps(workdir: Path, images: np.ndarray) -> ActivationMaps |
         return None
     try:
         tensors, metadata = storage.load_tensors(path, _MAPS_FORMAT)
+        own = storage.digest(np.asarray(images, np.float32))
+        storage.check_place(path, metadata, {"images": own})
     except UserError as error:
         _log.warning("%s: left out", error)
-        return None
-    if metadata["images"] != storage.digest(np.asarray(images, np.float32)):
         return None
     return ActivationMaps(tensors["maps"], tensors["weights"], metadata["network"])
 

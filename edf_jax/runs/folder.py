@@ -19,7 +19,7 @@ import jax
 
 from edf_jax.config.pinned import differing, identity
 from edf_jax.config.resolve import flatten
-from edf_jax.runtime import devices, processes, storage
+from edf_jax.runtime import devices, locks, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _HEARTBEAT = 2.0
@@ -87,7 +87,7 @@ def refuse_foreign(workdir: pathlib.Path, own: Iterable[str]) -> None:
 
 def locked(workdir: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other processes from a folder of ours."""
-    return storage.locked(
+    return locks.locked(
         workdir, f"another process works on {workdir}: wait for it or give another --workdir"
     )
 

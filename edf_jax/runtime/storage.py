@@ -17,7 +17,6 @@ two that every uninterrupted run writes".
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import json
@@ -49,10 +48,6 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 class DamagedFile(UserError):
     """A file that a run wrote can't be read back as it was written."""
-
-
-class Busy(UserError):
-    """Another process has a folder's lock."""
 
 
 class WriteFailed(UserError):
@@ -367,41 +362,6 @@ def is_passing(path: pathlib.Path) -> bool:
 def _passing(path: pathlib.Path) -> pathlib.Path:
     """A name beside `path` that no other process gives."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PASSING}")
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path, busy: str, *, beside: bool = False) -> Iterator[None]:
-    """Keeps other processes from `folder`; a kill leaves no lock behind.
-
-    Args:
-        folder: made if missing.
-        busy: said where another process has it.
-        beside: keep only those out that don't lock it so, too.
-
-    Raises:
-        Busy: another process has it; says `busy`.
-        WriteFailed: the folder can't be made or written.
-    """
-    if not processes.is_first():
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "a+"))
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if beside else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            # The one before may have removed its folder, and with it this very lock.
-            current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
-        except BlockingIOError:
-            raise Busy(busy) from None
-        except FileNotFoundError:
-            current = False
-        except OSError as error:
-            raise UserError(f"{folder} can't be locked: {cause(error)}") from error
-        if not current:
-            raise Busy(busy)
-        yield
 
 
 def _checkpointer() -> ocp.Checkpointer:

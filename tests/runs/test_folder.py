@@ -155,7 +155,7 @@ def test_a_result_is_read_in_its_own_run_alone(tmp_path):
     assert RunFiles(tmp_path / "b").result == {"distilled_mean": 31.0}
     os.replace(tmp_path / "a" / "result.json", tmp_path / "b" / "result.json")
     with pytest.raises(UserError, match="b/result.json is of a run with another config"):
-        RunFiles(tmp_path / "b").result
+        _ = RunFiles(tmp_path / "b").result
     (tmp_path / "b" / "result.json").write_text('{"distilled_mean": 32.0}')  # As they once were.
     assert RunFiles(tmp_path / "b").result == {"distilled_mean": 32.0}
 
@@ -166,7 +166,7 @@ def test_changed_bytes_of_a_config_are_noticed(tmp_path, caplog):
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"ipc": 10', '"ipc": 11'))
     with pytest.raises(UserError, match="digest differs.*remove it, or run again"):
-        RunFiles(tmp_path).config
+        _ = RunFiles(tmp_path).config
 
 
 def test_a_failure_after_something_was_made_leaves_it(tmp_path):

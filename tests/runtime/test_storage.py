@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 from tests.damage import DAMAGES, damage
 
@@ -174,9 +174,10 @@ def test_what_is_of_another_place_is_damaged_and_what_tells_no_place_is_read(tmp
     storage.save_arrays(tmp_path / "c", arrays, {"accuracy": 0.5}, place)
     assert set(storage.load_arrays(tmp_path / "c", place=place)) == set(arrays)
     for other in ({**place, "epoch": 2}, {**place, "settings": "b"}):
-        for read in (storage.load_details, lambda path, place: storage.load_arrays(path, [], place)):
-            with pytest.raises(storage.DamagedFile, match="c was put there from elsewhere"):
-                read(tmp_path / "c", other)
+        with pytest.raises(storage.DamagedFile, match="c was put there from elsewhere"):
+            storage.load_details(tmp_path / "c", other)
+        with pytest.raises(storage.DamagedFile, match="c was put there from elsewhere"):
+            storage.load_arrays(tmp_path / "c", [], other)
     storage.save_arrays(tmp_path / "old", arrays)
     assert set(storage.load_arrays(tmp_path / "old", place=place)) == set(arrays)
 
@@ -196,11 +197,11 @@ def test_files_get_the_rights_that_the_umask_gives(tmp_path, arrays):
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
-    with storage.locked(tmp_path / "f", "busy"):
-        with pytest.raises(storage.Busy, match="busy"):
-            with storage.locked(tmp_path / "f", "busy"):
+    with locks.locked(tmp_path / "f", "busy"):
+        with pytest.raises(locks.Busy, match="busy"):
+            with locks.locked(tmp_path / "f", "busy"):
                 pass
-    with storage.locked(tmp_path / "f", "busy"):
+    with locks.locked(tmp_path / "f", "busy"):
         pass
 
 

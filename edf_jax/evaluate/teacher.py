@@ -230,6 +230,8 @@ def _train(
     state = jax.jit(functools.partial(training.initial_state, how))(jax.random.fold_in(key, 0))
     saved = workdir / "teacher"
     state, start = _restore(saved, key_name, state)
+    if metrics is not None:  # Of an earlier sitting or teacher; they are written again.
+        metrics.truncate_after("teacher", start)
     schedule = rates(config)
 
     def epoch(state, index: int):

@@ -26,7 +26,7 @@ _HEARTBEAT = 2.0
 _PACKAGES = ("edf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run that came to nothing leaves, and takes away again.
 _BOOKKEEPING = {".lock", "config.json", "times.json", "metrics.jsonl", "experts/.lock"}
-_FOLDERS = ("", "distilled", "checkpoints", "figures")
+_FOLDERS = ("", "distilled", "checkpoints", "figures", "fkd")
 # Of these something is in a run's folder whose config.json is lost.
 _OWN = (
     "experts/store.json", "experts/group_*", "checkpoints/iteration_*", "distilled/*.safetensors",

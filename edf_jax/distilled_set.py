@@ -1,8 +1,4 @@
-"""The distilled set: how it starts, what it holds, how it is kept on disk.
-
-References:
-  DATM (2310.05773), section 3.3: initialisation from images that experts classify correctly.
-"""
+"""The distilled set: what it holds, how it is kept on disk; and any labelled images like it."""
 
 from __future__ import annotations
 
@@ -18,47 +14,86 @@ import numpy as np
 from edf_jax.config.pinned import differing
 from edf_jax.config.resolve import flatten
 from edf_jax.data import Normalisation
+from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
 
 _FORMAT = "edf_jax distilled set 1"
+# A label surer than this is a hard one.
+_HARD = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilledSet:
-    """A few synthetic images with learned labels, and the rate to train on them with.
+class LabelledImages:
+    """A few labelled images to train on: distilled, from elsewhere, or real ones.
 
     Attributes:
-        images: `[n, H, W, C]` float32, normalised (see `pixels`).
+        images: `[n, H, W, C]` float32, normalised.
         labels: `[n, C]` float32 logits; probabilities are their softmax.
-        alpha: the student's learned rate.
-        class_names: by label.
-        normalisation: what turns pixels into `images`.
-        step: updates made; 0 for the real images it grew from.
-        config: the run's resolved config as `{dotted key: value}`; {} where unknown.
-        data: fingerprint of the real images that it stands for; empty where unknown.
-        best: on a finished run's last set, the steps of the run's best sets by name.
+        alpha: the learned rate to train on them with; None where there is none.
+        config: the config of the run that learned them, as `{dotted key: value}`; {} where unknown.
+        note: what they are, for people.
+        positions: of the images in the real training set, None where they aren't from there.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    alpha: float
+    alpha: float | None = None
+    _: dataclasses.KW_ONLY
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    note: str = ""
+    positions: np.ndarray | None = None
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Each image's likeliest class, int32 `[n]`."""
+        return np.argmax(self.labels, axis=1).astype(np.int32)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides an accuracy."""
+        alpha = np.nan if self.alpha is None else self.alpha
+        arrays = (np.asarray(a, np.float32) for a in (self.images, self.labels, alpha))
+        return "".join(storage.digest(array)[:8] for array in arrays)
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether any label is less than certain."""
+        shifted = self.labels - self.labels.max(axis=1, keepdims=True)
+        surest = 1 / np.exp(shifted).sum(axis=1)
+        return bool(surest.min() < _HARD)
+
+    def with_hard_labels(self) -> LabelledImages:
+        """The same images, each labelled by its likeliest class alone; no learned rate."""
+        labels = hard_labels(self.classes, self.labels.shape[1])
+        return dataclasses.replace(self, labels=labels, alpha=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledSet(LabelledImages):
+    """A few synthetic images with learned labels, and the rate to train on them with.
+
+    Attributes:
+        class_names: by label.
+        normalisation: what turns pixels into `images`.
+        step: updates made; 0 for the real images it grew from.
+        origin: `DatasetInfo.identity` of the real images; {} where unknown.
+        best: on a finished run's last set, the steps of the run's best sets by name.
+    """
+
+    # Without the default that it has for images that no rate was learned with.
+    alpha: float = dataclasses.field()
     class_names: tuple[str, ...]
     normalisation: Normalisation
     step: int = 0
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    data: str = ""
+    _: dataclasses.KW_ONLY
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     best: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def pixels(self) -> np.ndarray:
         """The images as pixels in [0, 1], `[n, H, W, C]`."""
         return np.asarray(self.normalisation.invert(self.images), np.float32)
-
-    @property
-    def classes(self) -> np.ndarray:
-        """Each image's likeliest class, int32 `[n]`."""
-        return np.argmax(self.labels, axis=1).astype(np.int32)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a `.safetensors` file, whole or not at all, that knows its name.
@@ -84,7 +119,7 @@ class DistilledSet:
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
-            "data": self.data,
+            "origin": json.dumps(dict(self.origin)),
             "best": json.dumps(dict(self.best)),
         }
         return tensors, metadata
@@ -104,9 +139,7 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        selected = _run_config(path).get("distill.select")
-        names = {"test": "best_on_test", "heldout": "best_on_held_out"}
-        path = path / "distilled" / f"{names.get(str(selected), 'last')}.safetensors"
+        path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
         raise storage.DamagedFile(f"there is no distilled set at {path}")
     tensors, metadata = storage.load_tensors(path, _FORMAT)
@@ -137,6 +170,12 @@ def _run_config(workdir: pathlib.Path) -> dict[str, Any]:
         return {}
 
 
+def selected(workdir: pathlib.Path) -> str:
+    """The name of the set that a run's config says it is about."""
+    names = {"test": "best_on_test", "heldout": "best_on_held_out"}
+    return names.get(str(_run_config(workdir).get("distill.select")), "last")
+
+
 def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:
     """The set that `DistilledSet.packed` took apart."""
     config = json.loads(metadata.get("config", "{}"))
@@ -147,9 +186,9 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
         tuple(json.loads(metadata["class_names"])),
         Normalisation.from_json(metadata["normalisation"], config.get("data.cache_dir") or None),
         int(metadata.get("step", 0)),
-        config,
-        metadata.get("data", ""),
-        json.loads(metadata.get("best", "{}")),
+        config=config,
+        origin=json.loads(metadata.get("origin", "{}")),
+        best=json.loads(metadata.get("best", "{}")),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import sys
@@ -14,9 +15,9 @@ from edf_jax.config.resolve import flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
-from edf_jax.evaluate.real_baselines import real_networks
+from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
 from edf_jax.experts.train import open_experts, train_experts, with_repairs
@@ -99,16 +100,17 @@ class _Work:
         if not foreign:
             with self.run.stage("distill"):
                 evaluate = periodic(config, dataset)
-                distil(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
         if "evaluate" not in wanted:
             return None
+        experts = functools.partial(trained_experts, config, dataset, store)
         with self.run.stage("evaluate"):
             return evaluate_run(
                 config,
                 dataset,
                 accuracies,
                 workdir,
-                real_networks=real_networks(config, dataset, store) if accuracies else None,
+                networks=experts if accuracies else None,
                 teacher=self.teacher,
                 provenance=self.run.origin(),
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
-from edf_jax.data import Dataset
+from edf_jax.data import Dataset, DatasetInfo
 from edf_jax.distill.cam_network import choose_cam_network
 from edf_jax.distill.initial_set import initialise
 from edf_jax.distill.loop import Learnable, distill, make_weight
@@ -29,7 +29,7 @@ from edf_jax.training.trained import TrainedNetwork
 _log = logging.getLogger(__name__)
 
 
-def distil(
+def distill_run(
     config,
     dataset: Dataset,
     store: TrajectoryStore,
@@ -42,21 +42,21 @@ def distil(
 
     `teacher` is called where `cam.network` is `trained`, `evaluate` during the distillation.
     """
-    data = dataset.info.fingerprint
-    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir, data))
+    info = dataset.info
+    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir, info))
     network = network_for(config, dataset.info)
+    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir, info))
+    if start is None:
+        made = initialise(config, dataset, network, store)
+        start = distilled_set.shared("a new set", lambda: made) or made
+        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
+        start.save(workdir / "distilled" / "step_0.safetensors")
     if finished is not None:
         images = finished.images
         if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
         return finished
-    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir, data))
-    if start is None:
-        made = initialise(config, dataset, network, store)
-        start = distilled_set.shared("a new set", lambda: made) or made
-        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
-        start.save(workdir / "distilled" / "step_0.safetensors")
     cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(
@@ -82,19 +82,19 @@ def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib
     save_activation_maps(workdir, *arrays, network=cam.name)
 
 
-def _first_set(config, workdir: pathlib.Path, data: str) -> DistilledSet | None:
+def _first_set(config, workdir: pathlib.Path, info: DatasetInfo) -> DistilledSet | None:
     """The set that an earlier sitting started from; None where it has to be made."""
     if not (workdir / "checkpoints").exists():
         return None
     try:
-        found = _own_set(workdir, "step_0", data)
-        return dataclasses.replace(found, config=flatten(config), data=data)
+        found = _own_set(workdir, "step_0", info)
+        return dataclasses.replace(found, config=flatten(config), origin=info.identity)
     except storage.DamagedFile as error:
         _log.warning("%s: made again", error)
         return None
 
 
-def _finished_set(config, workdir: pathlib.Path, data: str) -> DistilledSet | None:
+def _finished_set(config, workdir: pathlib.Path, info: DatasetInfo) -> DistilledSet | None:
     """The last set of a finished distillation; None where there is more to do.
 
     Raises:
@@ -103,7 +103,7 @@ def _finished_set(config, workdir: pathlib.Path, data: str) -> DistilledSet | No
     if not (workdir / "distilled" / "last.safetensors").exists():
         return None
     try:
-        last = _own_set(workdir, "last", data)
+        last = _own_set(workdir, "last", info)
         check_same(workdir / "distilled", last.config, config)
         if last.step != config.distill.iterations:
             return None
@@ -113,7 +113,7 @@ def _finished_set(config, workdir: pathlib.Path, data: str) -> DistilledSet | No
         if config.distill.average:
             steps["average"] = last.step
         for name, step in steps.items():
-            found = _own_set(workdir, name, data, step)
+            found = _own_set(workdir, name, info, step)
             check_same(workdir / "distilled", found.config, config)
         return last
     except storage.DamagedFile as error:
@@ -122,7 +122,7 @@ def _finished_set(config, workdir: pathlib.Path, data: str) -> DistilledSet | No
 
 
 def _own_set(
-    workdir: pathlib.Path, name: str, data: str, step: int | None = None
+    workdir: pathlib.Path, name: str, info: DatasetInfo, step: int | None = None
 ) -> DistilledSet:
     """A set in a run's folder, of these data and, where it is known, of this step.
 
@@ -132,6 +132,7 @@ def _own_set(
     """
     path = workdir / "distilled" / f"{name}.safetensors"
     found = distilled_set.load(path)
-    place = {"step": found.step, "data": found.data or data}
-    storage.check_place(path, place, {"step": found.step if step is None else step, "data": data})
+    place = {"step": found.step, "data": found.origin.get("digest", info.fingerprint)}
+    wanted = {"step": found.step if step is None else step, "data": info.fingerprint}
+    storage.check_place(path, place, wanted)
     return found

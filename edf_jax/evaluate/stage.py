@@ -116,6 +116,8 @@ def evaluate_run(
     for row in rows:
         if row["kind"] in sets and not config.evaluate.distilled:
             row["step"] = sets[row["kind"]].step
+        if row["kind"] == "initial" and row["rate_from"] == "learned":
+            row["rate_from"] = "as it started"
     for name in names:
         full = _full(evaluation, name, expert_accuracies)
         if full is not None:

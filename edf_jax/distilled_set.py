@@ -76,6 +76,7 @@ class DistilledSet(LabelledImages):
         class_names: by label.
         normalisation: what turns pixels into `images`.
         step: updates made; 0 for the real images it grew from.
+        origin: `DatasetInfo.identity` of the real images; {} where unknown.
     """
 
     # Without the default that it has for images that no rate was learned with.
@@ -83,6 +84,7 @@ class DistilledSet(LabelledImages):
     class_names: tuple[str, ...]
     normalisation: Normalisation
     step: int = 0
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -111,6 +113,7 @@ class DistilledSet(LabelledImages):
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
+            "origin": json.dumps(dict(self.origin)),
         }
         return tensors, metadata
 
@@ -155,6 +158,7 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
         Normalisation.from_json(metadata["normalisation"], config.get("data.cache_dir") or None),
         int(metadata.get("step", 0)),
         config=config,
+        origin=json.loads(metadata.get("origin", "{}")),
     )
 
 

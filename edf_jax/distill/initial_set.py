@@ -84,4 +84,5 @@ def _start(config, info, images, logits, classes) -> DistilledSet:
         info.class_names,
         info.normalisation,
         config=flatten(config),
+        origin=info.identity,
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.data.sources import distinct
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.runtime.errors import UserError
 
@@ -35,10 +36,10 @@ def as_uint8(pixels: np.ndarray) -> np.ndarray:
 
 def set_name(distilled: DistilledSet) -> str:
     """The name of the data that the set stands for, as far as its config tells; for file names."""
-    config = distilled.config
-    keys = ["data.subset", "data.name", "data.source"]
+    config = {"origin": distilled.origin.get("name", ""), **distilled.config}
+    keys = ["origin", "data.subset", "data.name", "data.source"]
     if config.get("data.source") == "folder":
-        keys.insert(1, "data.path")
+        keys.insert(2, "data.path")
     words = next((str(config[key]) for key in keys if config.get(key)), "")
     name = re.sub(r"[^a-z0-9]+", "_", pathlib.PurePath(words).name.lower()).strip("_")
     return name if name[:1].isalpha() else f"images_{name}".strip("_")
@@ -71,6 +72,9 @@ def describe(
     accuracy = {}
     if result.get(f"{kind}_step") == distilled.step:
         accuracy = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
+    ids = distilled.origin.get("classes", ())
+    if len(set(ids)) < len(distilled.class_names):
+        ids = [str(label) for label in range(len(distilled.class_names))]
     names = [f"{k}_{f}" for k in ("random", "initial", "full") for f in ("mean", "std")]
     references = {k: result[k] for k in names if k in result}
     return {
@@ -78,7 +82,9 @@ def describe(
         "name": set_name(distilled),
         "num_images": len(distilled.images),
         "image_shape": list(distilled.images.shape[1:]),
-        "class_names": list(distilled.class_names),
+        # Two of ImageNet's classes are cranes; readers want different names.
+        "class_names": list(distinct(distilled.class_names, ids)),
+        "origin": dict(distilled.origin),
         "alpha": distilled.alpha,
         "mean": list(normalisation.mean),
         "std": list(normalisation.std),
@@ -148,7 +154,7 @@ def write_npz(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.P
             probabilities=probabilities(distilled.labels),
             classes=distilled.classes,
             alpha=np.float32(distilled.alpha),
-            class_names=np.asarray(distilled.class_names),
+            class_names=np.asarray(record["class_names"]),
             mean=np.asarray(distilled.normalisation.mean, np.float32),
             std=np.asarray(distilled.normalisation.std, np.float32),
             record=np.asarray(json.dumps(record)),
@@ -197,7 +203,7 @@ def write_tfds(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=shape, encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=list(distilled.class_names)),
+            "label": tfds.features.ClassLabel(names=record["class_names"]),
             "soft_label": tfds.features.Tensor(shape=(classes,), dtype=np.float32),
         }
     )

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from edf_jax.config.resolve import SCHEMA
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export.formats import as_uint8, encode_png, probabilities
 from edf_jax.runs.statistics import mean_text
@@ -90,12 +91,21 @@ def dataset_card(record: Mapping[str, Any]) -> str:
         config={"method": str(config.get("method", ""))},
         accuracies=_accuracies(record).rstrip(),
         network=network,
+        fastai=is_fastai(record["origin"].get("name", "")),
+        classes=_named_classes(record),
         # What the run's own evaluation trains by.
         value=value,
         epochs=value("evaluate.epochs"),
         strategy=str(value("augment.strategy")),
         settings=json.dumps(config, indent=1, sort_keys=True),
     )
+
+
+def _named_classes(record: Mapping[str, Any]) -> str:
+    """The classes' WordNet ids, each with its name, in the order of the labels."""
+    ids = record["origin"].get("classes", ())
+    pairs = zip(ids, record["class_names"])
+    return ", ".join(i if i == name else f"{i} ({name})" for i, name in pairs)
 
 
 def _accuracies(record: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.evaluate import stage
+from edf_jax.distilled_set import LabelledImages
+from edf_jax.evaluate import protocols, stage
 from edf_jax.evaluate.measure import Evaluation, Measurement
 from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
@@ -55,6 +56,31 @@ def test_a_learned_rate_is_used_on_its_own_network_alone(dataset, tmp_path):
     assert searching._known_rate(Measurement(own)) is None
     everywhere = _evaluation(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
     assert everywhere._known_rate(Measurement(own, "MLP")) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "settings"),
+    [
+        ("cifar100", "ConvNetD1W4", "ConvNetD1W4BN", (25, 2e-3)),
+        ("cifar100", "MLP", "ConvNetD1W4BN", (100, 1e-3)),
+        ("cifar100", "ConvNetD1W4", "MLP", (100, 1e-3)),
+        ("cifar10", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+        ("tiny_imagenet", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+    ],
+)
+def test_rdeds_own_numbers_are_used_where_its_code_has_them(
+    dataset, tmp_path, name, student, teacher, settings
+):
+    info = dataclasses.replace(dataset.info, name=name, class_names=tuple(map(str, range(100))))
+    of = dataclasses.replace(dataset, info=info)
+    taught = TrainedNetwork(network_for(make_config(), info, teacher), (), {}, "a teacher")
+    evaluation = _evaluation(make_config(), of, tmp_path, teacher=lambda: taught)
+    images = np.zeros((1000, *info.image_shape), np.float32)
+    subject = LabelledImages(images, np.zeros((1000, 100), np.float32))
+    one = Measurement(subject, student, "rded")
+    special = evaluation._cifar100_convnets(one)
+    rate = protocols.rate_of(evaluation.network(student, "rded"), cifar100_convnets=special)
+    assert (evaluation._batch(one), rate) == settings
 
 
 def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):

@@ -113,9 +113,11 @@ def evaluate_run(
     planned = [row for name in names for row in _planned(evaluation, name, sets)]
     figures = evaluation.measure([measurement for _, measurement in planned])
     rows = [{"kind": kind, **row} for (kind, _), row in zip(planned, figures)]
-    for row, (kind, measurement) in zip(rows, planned):
-        if kind in sets and not config.evaluate.distilled:
-            row["step"] = measurement.images.step
+    for row in rows:
+        if row["kind"] in sets and not config.evaluate.distilled:
+            row["step"] = sets[row["kind"]].step
+        if row["kind"] == "initial" and row["rate_from"] == "learned":
+            row["rate_from"] = "as it started"
     for name in names:
         full = _full(evaluation, name, expert_accuracies)
         if full is not None:

@@ -19,7 +19,7 @@ trials of the demo by accuracy on its test images, so its own figure is somewhat
 
 from typing import Any
 
-from edf_jax.config.resolve import parse_variant
+from edf_jax.config import parse_variant
 
 _COMMON = {
     "data.source": "cluttered_digits",

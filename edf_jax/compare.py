@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: Given) -> int:
     values = given.flags
     names = names_of(values.methods, values.ablate, values.rows)
-    grid = make_grid(values.config, given.keys, names, values.seeds, given.workdir)
+    grid = make_grid(values.config, names, values.seeds, given.workdir)
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")
     launch = functools.partial(run_in_child, config_file=file)

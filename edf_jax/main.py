@@ -15,8 +15,8 @@ from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import flatten, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.experts.settings import check_part
-from edf_jax.plan import plan
-from edf_jax.report.tables import result_table
+from edf_jax.plan import ahead, plan
+from edf_jax.report import tables
 from edf_jax.runs import metrics
 from edf_jax.runs.folder import Run
 from edf_jax.runtime import devices, preemption, processes
@@ -36,6 +36,8 @@ Distils a dataset into a few synthetic images per class, and shows how well netw
   --stage=STAGE           stop after a stage: prepare, experts, distill, evaluate, report (or all);
                           teacher trains the network that labels images for evaluation
   --dry_run[=compile]     print the plan, and with =compile XLA's own memory figure; run nothing
+  --target=DEVICE         with --dry_run=compile: what a run takes on h100, rtx4090, v5e, ... that
+                          isn't here, or on so many of them, as h100x4
   --coordinator=HOST:PORT --num_processes=N --process_id=I
                           process I of N that run together; the first is at HOST
   --distributed           let JAX find the processes that run together (TPU pods); those that one
@@ -64,11 +66,16 @@ def _run(given: Given) -> int:
     values, workdir = given.flags, given.workdir
     if values.dry_run not in ("", "plan", "compile"):
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
+    if values.target and values.dry_run != "compile":
+        raise UserError(f"--target={values.target} goes with --dry_run=compile")
 
     processes.check_flags(values.coordinator, values.num_processes, values.process_id)
     config = resolve(values.config)
     if values.dry_run:
-        print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
+        if values.target:
+            print(ahead.describe(config, workdir, values.target))
+        else:
+            print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
 
     check_part(config, values.stage)
@@ -116,7 +123,8 @@ def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
 def _print_result(result: dict) -> None:
     """The table for people on standard error, and last the line for programs."""
 
-    print(result_table(result), file=sys.stderr)
+    lines = tables.warnings(metrics.read_metrics(pathlib.Path(result["workdir"]), "distill"))
+    print("\n".join([tables.result_table(result), *lines]), file=sys.stderr)
     keys = ("random", "initial", "distilled", "best_on_held_out", "best_on_test", "full")
     figures = {
         f"{k}_{f}": round(result[f"{k}_{f}"], 3)
@@ -138,6 +146,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("dry_run", "", "print the plan", flag_values=values)
+    flags.DEFINE_string("target", "", "the device to compile for", flag_values=values)
     flags.DEFINE_string("coordinator", "", "host:port of the first process", flag_values=values)
     flags.DEFINE_integer("num_processes", 0, "that run together", flag_values=values)
     flags.DEFINE_integer("process_id", -1, "of this one, from 0", flag_values=values)

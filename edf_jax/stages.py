@@ -16,7 +16,7 @@ from edf_jax.config.resolve import flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import evaluate_run, periodic
@@ -101,7 +101,7 @@ class _Work:
         if not foreign:
             with self.run.stage("distill"):
                 evaluate = periodic(config, dataset)
-                distil(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
         if "evaluate" not in wanted:
             return None
         experts = functools.partial(trained_experts, config, dataset, store)

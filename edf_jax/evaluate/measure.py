@@ -196,7 +196,12 @@ class Evaluation:
         sizes = {"epochs": options.kd_epochs, "batch": batch}
         if one.protocol == "rded":
             return protocols.rded_evaluator(
-                network, self.teacher, *self._test, augmented=one.augmented, **sizes
+                network,
+                self.teacher,
+                *self._test,
+                augmented=one.augmented,
+                bn_updates=options.bn_updates,
+                **sizes,
             )
         if one.protocol == "sre2l":
             return protocols.sre2l_evaluator(network, *self._test, **sizes)
@@ -211,8 +216,20 @@ class Evaluation:
         num_classes = self.dataset.info.num_classes
         own = protocols.SRE2L_BATCH
         if one.protocol == "rded":
-            own = protocols.rded_batch(count // num_classes, num_classes)
+            own = protocols.rded_batch(
+                count // num_classes,
+                num_classes,
+                self.dataset.info.name,
+                cifar100_convnets=self._cifar100_convnets(one),
+            )
         return min(options.kd_batch or own, count)
+
+    def _cifar100_convnets(self, one: Measurement) -> bool:
+        """Whether it is the one case to which RDED's code gives a batch size and a rate."""
+        if one.protocol != "rded" or self.dataset.info.name != "cifar100":
+            return False
+        both = self.network(one.network, one.protocol), self.teacher.network
+        return all(network.name.startswith("ConvNet") for network in both)
 
     def epochs(self, one: Measurement) -> int:
         """How many epochs a measurement trains, the search for a rate included."""
@@ -245,6 +262,8 @@ class Evaluation:
             identity["rate"] = options.baseline_rates if known is None else known
         else:
             identity |= {"epochs": options.kd_epochs, "teacher": self.teacher.digest}
+        if one.protocol == "rded" and options.bn_updates != 1:
+            identity["bn_updates"] = options.bn_updates
         return identity
 
     def _known_rate(self, one: Measurement) -> float | None:
@@ -274,7 +293,9 @@ class Evaluation:
         if one.protocol == "plain":
             rate, how = self._rate(one, evaluator, on_epochs)
         else:
-            rate, how = protocols.rate_of(evaluator.network), "the protocol's"
+            special = self._cifar100_convnets(one)
+            rate = protocols.rate_of(evaluator.network, cifar100_convnets=special)
+            how = "the protocol's"
         if one.protocol == "rded":
             targets = np.zeros(len(images), np.int32)
             checks = ", ".join(str(e + 1) for e in protocols.rded_checks(evaluator.total))

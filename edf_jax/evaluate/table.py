@@ -24,7 +24,7 @@ from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import METHODS, network_list, resolve
 from edf_jax.data import Dataset
 from edf_jax.data.coresets import BASELINES
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.measure import Evaluation, Measurement
 from edf_jax.evaluate.real_baselines import trained_experts
@@ -89,7 +89,7 @@ def _run(given: Given) -> int:
             raise UserError(f"--protocols={values.protocols}: {name!r} is none of {known}")
     with preemption.listening():
         table = make_table(
-            values.config, given.keys, sets, protocols, networks, given.workdir, given.command
+            values.config, sets, protocols, networks, given.workdir, given.command
         )
     print(to_markdown(table))
     sys.stdout.flush()
@@ -119,7 +119,6 @@ def parse_sets(text: str) -> dict[str, str]:
 
 def make_table(
     config,
-    given: set[str],
     sets: Mapping[str, str],
     protocols: Sequence[str],
     networks: Sequence[str],
@@ -129,8 +128,7 @@ def make_table(
     """Distils what is to be distilled, measures what isn't measured, and writes the table.
 
     Args:
-        config: not resolved.
-        given: keys that the user gave: they stand for every method.
+        config: not resolved. What the user gave stands for every method.
         sets: as `parse_sets` makes them.
         protocols: of `PROTOCOLS`.
         networks: names, as `evaluate.networks` has them.
@@ -145,7 +143,7 @@ def make_table(
     devices.set_up(resolved.precision, deterministic=resolved.deterministic)
     busy = f"another process works on {workdir}: wait for it or give another --workdir"
     with storage.locked(workdir, busy):
-        runs = _distil(config, given, [n for n in sets if not sets[n]], workdir, command)
+        runs = _distil(config, [n for n in sets if not sets[n]], workdir, command)
         table = _measure(resolved, sets, runs, protocols, networks, workdir, command)
         storage.write_text(workdir / "protocols.md", to_markdown(table))
         storage.write_text(workdir / "protocols.csv", to_csv(table))
@@ -154,13 +152,13 @@ def make_table(
 
 
 def _distil(
-    config, given: set[str], names: Sequence[str], workdir: pathlib.Path, command: str
+    config, names: Sequence[str], workdir: pathlib.Path, command: str
 ) -> dict[str, GridRun]:
     """The finished runs of the methods, by name."""
     methods = {name: {"method": name} for name in names if name in METHODS}
     if not methods:
         return {}
-    grid = make_grid(config, given, methods, 1, workdir)
+    grid = make_grid(config, methods, 1, workdir)
     dataset = prepare(resolve(config))
     for one in grid.runs.values():
         with Run(one.workdir, one.config, command) as run, open_metrics(one.workdir) as metrics:
@@ -180,7 +178,7 @@ def _learn(run: Run, kind: str, dataset: Dataset, store: TrajectoryStore, metric
     with run.stage("distill"):
         teacher = functools.partial(get_teacher, config, dataset, workdir, metrics)
         evaluate = periodic(config, dataset)
-        distil(config, dataset, store, metrics, workdir, teacher, evaluate)
+        distill_run(config, dataset, store, metrics, workdir, teacher, evaluate)
 
 
 def _measure(

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jinja2
+
 from edf_jax.config.resolve import SCHEMA
 from edf_jax.data.catalogue import is_fastai
 from edf_jax.distilled_set import DistilledSet
@@ -17,21 +19,6 @@ from edf_jax.runtime.errors import UserError
 
 _PARQUET = "data/train-00000-of-00001.parquet"
 _EXACT = "distilled.safetensors"
-_FRONT = f"""\
----
-pretty_name: {{title}}
-task_categories:
-- image-classification
-tags:
-- dataset-distillation
-size_categories:
-- {{size}}
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: {_PARQUET}
----"""
 
 
 def write_huggingface(
@@ -81,43 +68,50 @@ def dataset_card(record: Mapping[str, Any]) -> str:
         record: of `formats.describe`.
     """
     config = record["config"]
-    title = f"{record['name']}, distilled"
-    method = str(config.get("method", "")).upper()
-    classes = record["class_names"]
-    height, width, channels = record["image_shape"]
-    by = f" by {method}" if method else ""
-    chosen = f" This set is {record['chosen']}." if record["chosen"] else ""
-    sections = [
-        _FRONT.format(title=json.dumps(title), size=_size_category(record["num_images"])),
-        f"# {title}",
-        f"{record['num_images']} synthetic images of {height} x {width} pixels "
-        f"({'grey' if channels == 1 else f'{channels} channels'}) for {len(classes)} classes, each "
-        f"with a soft label. They were distilled{by} from `{record['name']}` with edf_jax: a "
-        "network that trains on them alone is meant to come as near as possible to one that "
-        f"trains on the real images.{chosen}",
-        _accuracy(record),
-        _use(record),
-        _origin(record),
-        "## How it was made\n\n" + _provenance(record),
-    ]
-    return "\n\n".join(filter(None, sections)) + "\n"
 
+    def value(name: str) -> Any:
+        return config.get(name, SCHEMA[name].default)
 
-def _size_category(count: int) -> str:
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
-        if count < limit:
-            return name
-    return "100K<n<1M"
-
-
-def _accuracy(record: Mapping[str, Any]) -> str:
-    accuracy, references = record["accuracy"], record["references"]
-    if not accuracy:
-        return ""
-    config = record["config"]
     network = str(config.get("model.name", "of the distilling kind"))
     if config.get("model.width"):
         network += f", width {config['model.width']}"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edf_jax.export", ""),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    sizes = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K"}
+    return environment.get_template("card.md").render(
+        record=record,
+        title=f"{record['name']}, distilled",
+        size=next((size for n, size in sizes.items() if record["num_images"] < n), "100K<n<1M"),
+        parquet=_PARQUET,
+        exact=_EXACT,
+        channels=record["image_shape"][2],
+        config={"method": str(config.get("method", ""))},
+        accuracies=_accuracies(record).rstrip(),
+        network=network,
+        fastai=is_fastai(record["origin"].get("name", "")),
+        classes=_named_classes(record),
+        # What the run's own evaluation trains by.
+        value=value,
+        epochs=value("evaluate.epochs"),
+        strategy=str(value("augment.strategy")),
+        settings=json.dumps(config, indent=1, sort_keys=True),
+    )
+
+
+def _named_classes(record: Mapping[str, Any]) -> str:
+    """The classes' WordNet ids, each with its name, in the order of the labels."""
+    ids = record["origin"].get("classes", ())
+    pairs = zip(ids, record["class_names"])
+    return ", ".join(i if i == name else f"{i} ({name})" for i, name in pairs)
+
+
+def _accuracies(record: Mapping[str, Any]) -> str:
+    accuracy, references = record["accuracy"], record["references"]
+    if not accuracy:
+        return ""
     rows = {
         "as many random real images": "random",
         "the images that it grew from": "initial",
@@ -125,7 +119,7 @@ def _accuracy(record: Mapping[str, Any]) -> str:
         "all real images": "full",
     }
     figures = {**references, "_mean": accuracy["mean"], "_std": accuracy["std"]}
-    table = tables.to_markdown(
+    return tables.to_markdown(
         [
             {
                 "trained on": title,
@@ -135,87 +129,3 @@ def _accuracy(record: Mapping[str, Any]) -> str:
             if f"{kind}_mean" in figures
         ]
     )
-    return (
-        f"## Accuracy\n\nTest accuracy in percent of {accuracy['num_eval']} networks ({network}) "
-        f"trained from scratch, mean and standard deviation.\n\n{table}"
-    )
-
-
-def _use(record: Mapping[str, Any]) -> str:
-    whitened = record["zca"] is not None
-    inputs = (
-        f"ZCA-whitened pixels (matrix {record['zca']})"
-        if whitened
-        else f"pixels in [0, 1], minus {record['mean']}, over {record['std']}"
-    )
-    code = [
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        'train = load_dataset("path/to/this/folder", split="train")',
-        "```",
-    ]
-    columns = [
-        "- `image`: the image, 8 bits a channel.",
-        "- `label`: its likeliest class.",
-        "- `soft_label`: the probability of every class. Train on these, with soft cross-entropy.",
-    ]
-    paragraphs = [
-        "## Use",
-        "\n".join(code),
-        "\n".join(columns),
-        f"Network inputs are {inputs}. {_training(record)}",
-        "The images were learned as real numbers. Eight bits, and the range of a pixel, change "
-        f"them by {record['rounding_rms']:.3g} (root mean square, of normalised values). "
-        f"`{_EXACT}` holds them as they were learned: `edf_jax.load(\"{_EXACT}\")`.",
-        "The images grew from real ones, whose licence applies to them. They fit networks like the "
-        "one they were distilled with; others learn less from them.",
-    ]
-    return "\n\n".join(paragraphs)
-
-
-def _training(record: Mapping[str, Any]) -> str:
-    """The training that the run's own evaluation does."""
-
-    def value(name: str) -> Any:
-        return record["config"].get(name, SCHEMA[name].default)
-
-    epochs, strategy = value("evaluate.epochs"), str(value("augment.strategy"))
-    ops = "without augmentation"
-    if strategy != "none":
-        ops = f"augmented by DSA ({strategy.replace('_', ', ')})"
-    return (
-        f"The run trained on them for {epochs + 1} epochs in batches of {value('evaluate.batch')}, "
-        f"{ops}, by SGD at rate {record['alpha']:.6g} (learned with the images), momentum "
-        f"{value('evaluate.momentum'):g} and weight decay {value('evaluate.weight_decay'):g}. After "
-        f"{epochs // 2 + 2} epochs the rate falls to a tenth and the momentum starts anew."
-    )
-
-
-def _origin(record: Mapping[str, Any]) -> str:
-    """Which real images the set stands for."""
-    origin = record["origin"]
-    if not origin:
-        return ""
-    names = zip(origin["classes"], record["class_names"])
-    classes = ", ".join(i if i == name else f"{i} ({name})" for i, name in names)
-    height, width = origin["resolution"]
-    split = ", split as fast.ai does and not as the published set" * is_fastai(origin["name"])
-    return (
-        f"## The real images\n\nOf `{origin['name']}`{split}, at {height} x {width} pixels; digest "
-        f"{origin['digest'][:16]}. The labels' columns, in this order, are {classes}."
-    )
-
-
-def _provenance(record: Mapping[str, Any]) -> str:
-    lines = []
-    provenance = record["provenance"]
-    if "command" in provenance:
-        lines += ["```bash", provenance["command"], "```", ""]
-    versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())
-    if versions:
-        hardware = provenance["hardware"]
-        lines += [f"Made with {versions}, on {hardware['device']} ({hardware['cpu']}).", ""]
-    settings = json.dumps(record["config"], indent=1, sort_keys=True)
-    lines += [f"After {record['step']} iterations, with these settings:", "", "```json", settings]
-    return "\n".join([*lines, "```"])

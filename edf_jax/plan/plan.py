@@ -12,20 +12,23 @@ import pathlib
 import shutil
 from typing import Any
 
-from edf_jax.config import published
-from edf_jax.config.resolve import flatten, network_list
+from edf_jax.config import files
+from edf_jax.config.resolve import METHODS, SCHEMA, flatten, network_list
 from edf_jax.data import whitening
 from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.describe import describe_dataset
 from edf_jax.data.load import find_cache_dir
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
-from edf_jax.matching import iteration
+from edf_jax.matching.placement import place
 from edf_jax.models.choose import network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
+
+# Whose settings a config file's are where it doesn't say.
+_EDF = SCHEMA["method"].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,6 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
@@ -104,9 +106,9 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
+    placement = place(config, network, num_images)
     if not options.distilled:
-        iteration.check_batches(config, network, num_images)
-        memory.choose_store(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images, None)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -120,7 +122,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     during = memory.evaluation_bytes(config, network, num_images, data.num_test, options.during_num)
     needs = {
         "experts": memory.experts_bytes(config, network, data.num_train, data.num_test),
-        "iteration": memory.iteration_bytes(config, network, num_images),
+        "iteration": memory.iteration_bytes(config, network, num_images, placement),
         "maps": memory.maps_bytes(config, network, num_images),
         "evaluation": max(*evaluation, during),
     }
@@ -279,13 +281,17 @@ def to_text(plan: Plan) -> str:
 
 def _run_lines(plan: Plan) -> list[str]:
     config = plan.config
-    settings = "unpublished settings"
-    if config.published:
-        settings = f"settings published for EDF ({config.settings_of})"
-        if is_fastai(plan.data.name):
-            settings += ", here with another split of the images"
-    elif config.settings_of:
-        settings = f"unpublished: settings of {config.settings_of}"
+    method, of = config.method.upper(), config.settings_of
+    if not of:
+        settings = "unpublished settings"
+    elif config.published:
+        settings = f"settings published for {method} ({of})"
+    elif config.method == _EDF:
+        settings = f"unpublished: settings of {of}"
+    else:
+        settings = f"settings of EDF's config ({of}), not published for {method}"
+    if is_fastai(plan.data.name):
+        settings += ", here with another split of the images"
     changed = ", ".join(_changed(config))
     return [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
@@ -295,14 +301,18 @@ def _run_lines(plan: Plan) -> list[str]:
 
 def _changed(config) -> list[str]:
     """The keys of the distillation that differ from the settings a config says it has."""
-
-    dataset, _, ipc = config.settings_of.partition(" ipc")
-    flat, of = flatten(config), published.rows().get(dataset, {})
-    there = published.settings(dataset, ipc) if ipc in of else {}
+    settings = files.load_settings(config.settings_of)
+    if settings is None:
+        return []
+    flat = flatten(config)
+    said = settings.variant.of_methods.get(config.method if config.published else _EDF, {})
+    # In another method's settings a method has its own numbers.
+    own = {} if config.published or config.method == _EDF else METHODS[config.method]
     return [
         name
-        for name, value in there.items()
-        if name.startswith(("distill.", "cam.", "evaluate.")) and flat[name] != value
+        for name, value in said.items()
+        if name.startswith(("distill.", "cam.", "evaluate."))
+        and flat[name] not in (value, own.get(name, value))
     ]
 
 

@@ -68,22 +68,22 @@ class Row:
             images, theirs.
         best: the best on test data of each run; None for real images.
         average: of FTD's moving average.
-        initial: of the images that each run started from; None where it wasn't measured.
         seconds: of distilling and evaluating, a run's mean; without the experts.
         memory: the largest resident size of a run, in MiB.
         device_memory: the most that an accelerator held, in MiB.
         experts: the name of the run that trained them, and its seconds.
+        initial: of the images that each run started from; None where it wasn't measured.
     """
 
     label: str
     last: Figure
     best: Figure | None
     average: Figure | None
-    initial: Figure | None
     seconds: float
     memory: float
     device_memory: float | None
     experts: tuple[str, float] | None
+    initial: Figure | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
@@ -151,11 +151,11 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         last,
         _figure(results, "best_on_test"),
         _figure(results, "average"),
-        _figure(results, "initial"),
         float(np.mean([own_seconds(result) for result in results])),
         max(result["peak_memory_mb"] for result in results),
         max(device, default=None),
         experts,
+        _figure(results, "initial"),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from edf_jax.report import figures, sections
+from edf_jax.report import charts, figures, sections
 from edf_jax.runs import pictures
 from edf_jax.runs.files import RunFiles, open_run, write_file
 
@@ -28,7 +28,7 @@ def write_report(workdir: str | Path) -> Path:
       UserError: `workdir` is no run.
     """
     run = open_run(workdir)
-    light, dark = draw_charts(run, figures.LIGHT), draw_charts(run, figures.DARK)
+    light, dark = draw_charts(run, charts.LIGHT), draw_charts(run, charts.DARK)
     for name, png in {**draw_pictures(run), **light}.items():
         write_file(run.workdir / "figures" / f"{name}.png", png)
     uri = pictures.png_uri
@@ -41,8 +41,8 @@ def write_report(workdir: str | Path) -> Path:
         charts=[(name.replace("_", " "), uri(light[name]), uri(dark[name])) for name in light],
         **sections.provenance(run),
         # The themes' colours as CSS variables, so that page and figures agree.
-        light={"page": "#f4f6f9", **dataclasses.asdict(figures.LIGHT)},
-        dark={"page": "#0d1117", **dataclasses.asdict(figures.DARK)},
+        light={"page": "#f4f6f9", **dataclasses.asdict(charts.LIGHT)},
+        dark={"page": "#0d1117", **dataclasses.asdict(charts.DARK)},
     )
     path = run.workdir / "report.html"
     write_file(path, text.encode())
@@ -60,13 +60,13 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
+def draw_charts(run: RunFiles, theme: charts.Theme) -> dict[str, bytes]:
     """The run's curves as PNG, by name: loss, accuracy, experts, start_epochs."""
     drawn: dict[str, bytes] = {}
     rows = [row for row in run.rows("distill") if "loss" in row]
     if rows:
         steps = _column(rows, "step")
-        drawn["loss"] = figures.loss_curve(
+        drawn["loss"] = charts.loss_curve(
             steps,
             _column(rows, "loss"),
             _column(rows, "skipped") == 1.0,
@@ -76,7 +76,7 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
         )
     evaluations = [row for row in run.rows("evaluate") if row.get("accuracy_mean") is not None]
     if evaluations:
-        drawn["accuracy"] = figures.accuracy_curve(
+        drawn["accuracy"] = charts.accuracy_curve(
             _column(evaluations, "step"),
             _column(evaluations, "accuracy_mean"),
             np.nan_to_num(_column(evaluations, "accuracy_std")),
@@ -86,11 +86,11 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
         )
     experts = [row for row in run.rows("experts") if row.get("test_accuracy") is not None]
     if experts:
-        drawn["experts"] = figures.expert_accuracy(*_experts_table(experts), theme=theme)
+        drawn["experts"] = charts.expert_accuracy(*_experts_table(experts), theme=theme)
     started = [row for row in rows if row.get("start_epoch") is not None]
     if started:
         upper = _column(started, "max_start_epoch")
-        drawn["start_epochs"] = figures.start_epochs(
+        drawn["start_epochs"] = charts.start_epochs(
             _column(started, "step"),
             _column(started, "start_epoch"),
             upper if np.isfinite(upper).all() else None,
@@ -99,7 +99,7 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
     return drawn
 
 
-def draw_pictures(run: RunFiles, theme: figures.Theme = figures.LIGHT) -> dict[str, bytes]:
+def draw_pictures(run: RunFiles, theme: charts.Theme = charts.LIGHT) -> dict[str, bytes]:
     """Images of the run as PNG, by name: before_after, activation_maps."""
     drawn: dict[str, bytes] = {}
     last, first, activation = run.last, run.first, run.activation_maps()

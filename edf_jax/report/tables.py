@@ -163,7 +163,7 @@ def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:
         if distilled is not None and reference is not None:
             gain = distilled - reference
             more = f"{'' if told else ' points'} {'more' if gain >= 0 else 'less'}"
-            told.append(f"{abs(gain):.1f}{more} than {name} ({reference:.1f}%)")
+            told.append(f"{abs(gain):.1f}{more} than on {name} ({reference:.1f}%)")
     if not told:
         return None
     if result.get("full_mean"):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.evaluate import stage
+from edf_jax.distilled_set import LabelledImages
+from edf_jax.evaluate import protocols, stage
 from edf_jax.evaluate.measure import Evaluation, Measurement
 from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
@@ -55,6 +56,31 @@ def test_a_learned_rate_is_used_on_its_own_network_alone(dataset, tmp_path):
     assert searching._known_rate(Measurement(own)) is None
     everywhere = _evaluation(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
     assert everywhere._known_rate(Measurement(own, "MLP")) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "settings"),
+    [
+        ("cifar100", "ConvNetD1W4", "ConvNetD1W4BN", (25, 2e-3)),
+        ("cifar100", "MLP", "ConvNetD1W4BN", (100, 1e-3)),
+        ("cifar100", "ConvNetD1W4", "MLP", (100, 1e-3)),
+        ("cifar10", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+        ("tiny_imagenet", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+    ],
+)
+def test_rdeds_own_numbers_are_used_where_its_code_has_them(
+    dataset, tmp_path, name, student, teacher, settings
+):
+    info = dataclasses.replace(dataset.info, name=name, class_names=tuple(map(str, range(100))))
+    of = dataclasses.replace(dataset, info=info)
+    taught = TrainedNetwork(network_for(make_config(), info, teacher), (), {}, "a teacher")
+    evaluation = _evaluation(make_config(), of, tmp_path, teacher=lambda: taught)
+    images = np.zeros((1000, *info.image_shape), np.float32)
+    subject = LabelledImages(images, np.zeros((1000, 100), np.float32))
+    one = Measurement(subject, student, "rded")
+    special = evaluation._cifar100_convnets(one)
+    rate = protocols.rate_of(evaluation.network(student, "rded"), cifar100_convnets=special)
+    assert (evaluation._batch(one), rate) == settings
 
 
 def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
@@ -242,6 +268,8 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
+    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
 
 
@@ -264,9 +292,13 @@ def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
 
     result = evaluate(origin)
     assert result["network"] == "ConvNet" and result["protocol"] == "plain"
-    for kind in ("distilled", "best_on_test", "random", "full"):
+    for kind in ("initial", "distilled", "best_on_test", "random", "full"):
         assert 0 <= result[f"{kind}_mean"] <= 100 and len(result[f"{kind}_interval"]) == 2
     assert result["distilled_mean"] == result["best_on_test_mean"]
+    # The images that distillation started from: by the same networks, at the rate they start at.
+    assert (result["initial_step"], result["initial_rate"]) == (0, pytest.approx(0.02))
+    assert result["initial_rate_from"] == "as it started"
+    assert result["initial_num_eval"] == result["distilled_num_eval"] == 2
     assert result["num_test_images"] == 30 and result["distilled_rate_from"] == "learned"
     for row in result["rows"]:
         assert row["provenance"] == {"seed": 0, **origin}
@@ -293,7 +325,7 @@ def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):
     path = str(tmp_path / "elsewhere.safetensors")
     config = make_config(**{"evaluate.distilled": path})
     result = stage.evaluate_run(config, dataset, [], tmp_path / "new", teacher=_no_teacher)
-    assert "best_on_test_mean" not in result and "full_mean" not in result
+    assert not {"best_on_test_mean", "initial_mean", "full_mean"} & set(result)
     assert result["distilled_mean"] >= 0 and path in result["distilled_note"]
     scored = make_config(**{"evaluate.distilled": path, "evaluate.scores": True})
     with pytest.raises(UserError, match="evaluate.full_epochs"):

@@ -142,7 +142,7 @@ def measure_images(
 
     def read(position: int) -> tuple[np.ndarray | None, str]:
         try:
-            return images.read(position), ""
+            return np.asarray(images.read(position)), ""
         except (Unreadable, OSError) as error:
             return None, f"{images.name(position)} ({error})"
 

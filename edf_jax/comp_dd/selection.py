@@ -106,7 +106,7 @@ def _write_image(place: pathlib.Path, position: int, images: Listing) -> None:
         (place / f"{position:06d}_{file.name}").symlink_to(file.resolve())
         return
     try:
-        pixels = images.read(position)
+        pixels = np.asarray(images.read(position))
     except (Unreadable, OSError):
         return
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -138,7 +138,8 @@ class _Cache:
 
     def finished(self) -> list[_Chunk]:
         """The first chunks that the record names and whose pixels are as it says."""
-        chunks, row, whole = [], 0, False
+        chunks: list[_Chunk] = []
+        row, whole = 0, False
         images = self.images()
         for chunk in self._recorded():
             whole |= chunk.stop == self.count
@@ -204,9 +205,11 @@ def _fill(cache: _Cache, chunks: list[_Chunk], listing, settings, workers: int, 
     """Decodes what `chunks` lack, and adds to them."""
     start = chunks[-1].stop if chunks else 0
     row = sum(chunk.kept for chunk in chunks)
-    images = cache.images()
-    shape = images.shape[1:] if images is not None and chunks else _image_shape(listing, settings)
-    if start < len(listing):
+    there = cache.images()
+    if there is not None and start == len(listing):
+        images, shape = there, there.shape[1:]
+    else:
+        shape = _image_shape(listing, settings)
         images = cache.open((len(listing), *shape))
         decoded = _decode_from(start, listing, settings, workers)
     rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // math.prod(shape)))

@@ -18,6 +18,18 @@ from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 EPS = 0.1
+# Of the host's memory while a matrix is fitted, measured: its eigenvectors are found in float64.
+_FIT_BYTES = 42
+
+
+def fit_bytes(size: int) -> int:
+    """Memory that fitting to images of `size` numbers takes on the host."""
+    return _FIT_BYTES * size**2
+
+
+def stored_bytes(size: int) -> int:
+    """What the matrix and its inverse take in the data cache."""
+    return 2 * 4 * size**2
 
 
 def fit_zca(

@@ -257,6 +257,7 @@ def _result(
         "network": first,
         "protocol": options.protocol,
         "num_eval": options.num,
+        "dataset": evaluation.dataset.info.name,
         "num_test_images": len(evaluation.dataset.test.labels),
     }
     if not options.distilled:

@@ -37,7 +37,7 @@ from edf_jax.models import Network
 from edf_jax.plan.memory import place_iteration
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.statistics import Accuracies
-from edf_jax.runtime import devices, preemption, processes, randomness
+from edf_jax.runtime import preemption, processes, randomness
 from edf_jax.runtime.errors import Preempted, UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training import parallel
@@ -79,9 +79,7 @@ def distill(
         Preempted: asked to stop; a checkpoint holds all until then.
     """
     options = config.distill
-    placement = place_iteration(
-        config, network, len(initial.images), devices.local_device().memory
-    )
+    placement = place_iteration(config, network, len(initial.images))
     iterate = make_iteration(config, network, len(initial.images), placement)
     work = _Distillation(config, initial, store.digest, cam, metrics, workdir, placement)
     first, last = work.position.iteration, options.iterations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import logging
 import pathlib
 import sys
@@ -15,9 +15,9 @@ from edf_jax.config.resolve import flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, describe_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
-from edf_jax.evaluate.real_baselines import real_networks
+from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
 from edf_jax.experts.train import open_experts, train_experts, with_repairs
@@ -104,16 +104,17 @@ class _Work:
         if not foreign:
             with self.run.stage("distill"):
                 evaluate = periodic(config, dataset)
-                distil(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
         if "evaluate" not in wanted:
             return None
+        experts = functools.partial(trained_experts, config, dataset, store)
         with self.run.stage("evaluate"):
             return evaluate_run(
                 config,
                 dataset,
                 accuracies,
                 workdir,
-                real_networks=real_networks(config, dataset, store) if accuracies else None,
+                networks=experts if accuracies else None,
                 teacher=self.teacher,
                 provenance=self.run.origin(),
             )
@@ -123,14 +124,14 @@ def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict
     """Writes the result, and the report where it is wanted."""
     workdir = run.workdir
     result = {**figures, "method": run.config.method, "workdir": str(workdir), **run.provenance()}
-    storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+    run.write_result(result)
     if "report" in wanted:
         with run.stage("report"):
             written = processes.shared("report", lambda: str(_report(workdir)))
             if processes.is_first():
                 print(f"report: {written}", file=sys.stderr)
         result.update(run.provenance())
-        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
     return result
 
 

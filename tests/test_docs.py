@@ -127,7 +127,7 @@ def _commands() -> list[tuple[str, list[str]]]:
 )
 def test_commands_in_the_docs_are_right(page, words):
     module, *arguments = words
-    if module.split(".")[0] not in ("edf_jax", "benchmarks", "tests"):
+    if module.split(".")[0] not in ("edf_jax", "benchmarks", "experiments", "tests"):
         return
     assert importlib.util.find_spec(module) is not None, f"{page} names {module}"
     left_open = any("..." in argument or "$" in argument for argument in arguments)
@@ -163,7 +163,7 @@ def exported(tmp_path, monkeypatch):
     logits = np.float32(4 * np.eye(10) + rng.standard_normal((10, 10)))
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     images = np.asarray(normalisation.apply(pixels))
-    distilled = DistilledSet(images, logits, 0.02, names, normalisation, 200, {})
+    distilled = DistilledSet(images, logits, 0.02, names, normalisation, 200)
     run = tmp_path / "runs" / "demo"
     distilled.save(run / "distilled" / "last.safetensors")
     (run / "result.json").write_text(json.dumps({"distilled_mean": 30.0}))

@@ -2,19 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import hashlib
 import logging
 import pathlib
 import re
+import shlex
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
-from edf_jax.config.resolve import SCHEMA, unknown_key, use_method
+from edf_jax.config import files
+from edf_jax.config.resolve import SCHEMA, unknown_key
+from edf_jax.runtime import console, preemption, storage
 from edf_jax.runtime.errors import UserError
+
+_HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the user gave a command.
+
+    Attributes:
+        flags: all of them; `config` is not resolved.
+        keys: the config keys among them, in the variant or as flags.
+        workdir: the folder of that flag, or the default one.
+        command: what was typed.
+    """
+
+    flags: flags.FlagValues
+    keys: set[str]
+    workdir: pathlib.Path
+    command: str
+
+
+def run_command(
+    name: str,
+    usage: str,
+    define: Callable[[flags.FlagValues], None],
+    run: Callable[[Given], int],
+    argv: Sequence[str] | None = None,
+    *,
+    folder: str = "",
+) -> int:
+    """Runs a command that has a `--config`; `--help` prints its usage.
+
+    Args:
+        name: `python -m` takes it.
+        usage: of `--help`.
+        define: adds the command's own flags to `--config` and `--workdir`.
+        run: the command itself; returns its status.
+        argv: with the program's name first; the process's where None.
+        folder: what the default workdir's name begins with.
+
+    Returns:
+        The exit status, 2 for a user's mistake, told in one line.
+    """
+    argv = list(sys.argv if argv is None else argv)
+
+    def define_all(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
+        define(values)
+
+    def parsed() -> int:
+        if any(flag in _HELP for flag in argv[1:]):
+            print(usage)
+            return 0
+        values = parse(argv, define_all)
+        console.speak_in_lines()
+        workdir = pathlib.Path(values.workdir or default_workdir(values, folder)).expanduser()
+        command = f"python -m {name} {shlex.join(argv[1:])}"
+        return run(Given(values, given_keys(values), workdir, command))
+
+    with preemption.listening():
+        return console.exit_status(parsed)
 
 
 def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
@@ -27,7 +92,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
         define: adds the command's own flags.
 
     Returns:
-        The flags; `config` is not resolved yet, but has the numbers of its method.
+        The flags; `config` is not resolved yet.
     """
     from ml_collections import config_flags
 
@@ -56,9 +121,6 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
     config = values.config
     if not hasattr(config, "items"):
         raise UserError(f"get_config() of {files[0]} returns no config: see edf_jax.config")
-    if "method" in _config_flag(values).override_values:
-
-        use_method(config, config.method, given=given_keys(values))
     return values
 
 
@@ -135,16 +197,13 @@ def _found_config(flag: str) -> str:
     if name.lstrip("-") != "config" or not separator:
         return flag
     file, colon, variant = value.partition(":")
-    if pathlib.Path(file).is_file():
+    path = pathlib.Path(file)
+    if path.is_file():
         return flag
-    parts = pathlib.PurePath(file).parts
-    if len(parts) == 2 and parts[0] == "configs":
-        package = pathlib.Path(__file__).parent
-        # Installed they are the package `edf_jax._configs`; in a checkout they lie beside it.
-        for folder in (package / "_configs", package.parent / "configs"):
-            if (folder / parts[1]).is_file():
-                return f"{name}={folder / parts[1]}{colon}{variant}"
-    raise UserError(f"there is no config file {file}")
+    found = files.find(path.stem) if path.parts == ("configs", f"{path.stem}.py") else None
+    if found is None:
+        raise UserError(f"there is no config file {file}")
+    return f"{name}={found}{colon}{variant}"
 
 
 def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
@@ -155,5 +214,5 @@ def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
     overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
     workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:
-        workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+        workdir += "-" + storage.fingerprint("\n".join(overrides).encode())[:8]
     return workdir

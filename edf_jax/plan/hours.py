@@ -24,6 +24,7 @@ from edf_jax.data.describe import describe_dataset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan import costs
+from edf_jax.runs.files import RunFiles
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 
@@ -86,9 +87,9 @@ def stage_work(
     during = evaluations(options) * from_scratch(
         evaluate.during_num, evaluate.during_epochs or evaluate.epochs
     )
-    # The last set, the best, and the random images after their rates were tried.
+    # The first set, the last, the best, and the random images after their rates were tried.
     tried = len(baseline_rates(evaluate.baseline_rates))
-    final = from_scratch(3 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
+    final = from_scratch(4 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
     each = sum(forward_flops(other) for other in evaluated)
     return Work(training, matching + during * forward, final * each)
 
@@ -143,10 +144,10 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
 
     try:
-        config = default_config(**flatten(json.loads((workdir / "config.json").read_text())))
-        result = json.loads((workdir / "result.json").read_text())
+        run = RunFiles(workdir)
+        config, result = default_config(**flatten(run.config)), run.result
         seconds, hardware = result["stages"], result["hardware"]
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
         raise UserError(f"{workdir} holds no finished run ({error})") from None
     data = describe_dataset(config.data)
     network = network_for(config, data)

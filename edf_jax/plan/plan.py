@@ -6,22 +6,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
 from typing import Any
 
-from edf_jax.config import published
-from edf_jax.config.resolve import flatten, network_list
+from edf_jax.config import files
+from edf_jax.config.resolve import METHODS, SCHEMA, flatten, network_list
+from edf_jax.data import whitening
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.describe import describe_dataset
+from edf_jax.data.load import find_cache_dir
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
-from edf_jax.matching import iteration
-from edf_jax.models.choose import find_network, network_for
+from edf_jax.matching.placement import place
+from edf_jax.models.choose import network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
+
+# Whose settings a config file's are where it doesn't say.
+_EDF = SCHEMA["method"].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +98,17 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
-        find_network(config, data, name, width=options.width)
+        network_for(config, data, name, width=options.width)
         for name in network_list(options.networks) or [""]
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
+    placement = place(config, network, num_images)
     if not options.distilled:
-        iteration.check_batches(config, network, num_images)
-        memory.choose_store(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -116,7 +122,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     during = memory.evaluation_bytes(config, network, num_images, data.num_test, options.during_num)
     needs = {
         "experts": memory.experts_bytes(config, network, data.num_train, data.num_test),
-        "iteration": memory.iteration_bytes(config, network, num_images),
+        "iteration": memory.iteration_bytes(config, network, num_images, placement),
         "maps": memory.maps_bytes(config, network, num_images),
         "evaluation": max(*evaluation, during),
     }
@@ -189,6 +195,7 @@ def _warnings(plan: Plan) -> list[str]:
             f"the experts don't fit on the disk ({_size(plan.disk_free)} free): set experts.num or "
             "experts.epochs lower, or experts.dir to another disk"
         )
+    warnings += _zca_warnings(plan)
     if room is None:
         return warnings
     too_large = [stage for stage, need in plan.memory.items() if need > room]
@@ -209,6 +216,21 @@ def _warnings(plan: Plan) -> list[str]:
         warnings.append(
             f"evaluation doesn't fit into {_size(room)}: lower evaluate.num or evaluate.batch"
         )
+    return warnings
+
+
+def _zca_warnings(plan: Plan) -> list[str]:
+    if not plan.config.data.zca:
+        return []
+    size = math.prod(plan.data.image_shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _disk_free(find_cache_dir(plan.config.data))
+    advice = "set data.zca=False or take a smaller data.resolution"
+    warnings = []
+    if whitening.fit_bytes(size) > memory:
+        warnings.append(f"ZCA doesn't fit into the host's {_size(memory)}: {advice}")
+    if free is not None and whitening.stored_bytes(size) > free:
+        warnings.append(f"the ZCA matrices don't fit on the data cache's disk: {advice}")
     return warnings
 
 
@@ -259,11 +281,17 @@ def to_text(plan: Plan) -> str:
 
 def _run_lines(plan: Plan) -> list[str]:
     config = plan.config
-    settings = "unpublished settings"
-    if config.published:
-        settings = f"settings published for EDF ({config.settings_of})"
-    elif config.settings_of:
-        settings = f"unpublished: settings of {config.settings_of}"
+    method, of = config.method.upper(), config.settings_of
+    if not of:
+        settings = "unpublished settings"
+    elif config.published:
+        settings = f"settings published for {method} ({of})"
+    elif config.method == _EDF:
+        settings = f"unpublished: settings of {of}"
+    else:
+        settings = f"settings of EDF's config ({of}), not published for {method}"
+    if is_fastai(plan.data.name):
+        settings += ", here with another split of the images"
     changed = ", ".join(_changed(config))
     return [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
@@ -273,14 +301,18 @@ def _run_lines(plan: Plan) -> list[str]:
 
 def _changed(config) -> list[str]:
     """The keys of the distillation that differ from the settings a config says it has."""
-
-    dataset, _, ipc = config.settings_of.partition(" ipc")
-    flat, of = flatten(config), published.rows().get(dataset, {})
-    there = published.settings(dataset, ipc) if ipc in of else {}
+    settings = files.load_settings(config.settings_of)
+    if settings is None:
+        return []
+    flat = flatten(config)
+    said = settings.variant.of_methods.get(config.method if config.published else _EDF, {})
+    # In another method's settings a method has its own numbers.
+    own = {} if config.published or config.method == _EDF else METHODS[config.method]
     return [
         name
-        for name, value in there.items()
-        if name.startswith(("distill.", "cam.", "evaluate.")) and flat[name] != value
+        for name, value in said.items()
+        if name.startswith(("distill.", "cam.", "evaluate."))
+        and flat[name] not in (value, own.get(name, value))
     ]
 
 
@@ -295,8 +327,13 @@ def _data_lines(plan: Plan) -> list[str]:
         f"class; {data.counts})"
     ]
     if plan.config.data.zca:
-        side = height * width * channels
-        lines.append(f"whitened: a matrix of {_size(4 * side * side)}")
+        size = math.prod(data.image_shape)
+        lines.append(
+            f"whitened (ZCA): fitting takes {_size(whitening.fit_bytes(size))} of the host's "
+            f"memory, the matrix and its inverse {_size(whitening.stored_bytes(size))} on disk"
+        )
+    if is_fastai(data.name):
+        lines.append("split as fast.ai does: not to be set beside figures of the published set")
     lines.append(f"found: {data.location}" if data.available else f"not there: {data.advice}")
     return lines
 

@@ -1,4 +1,4 @@
-"""The cells of a comparison: which runs a table of methods, baselines and ablations is made of."""
+"""A grid of runs: what a table of methods, baselines and ablations is made of."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import difflib
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from edf_jax.config.resolve import (
-    METHODS,
-    SCHEMA,
-    copy_config,
-    flatten,
-    resolve,
-    set_keys,
-    unknown_key,
-    use_method,
-)
+from edf_jax.config.resolve import AUTO, METHODS, SCHEMA, flatten, resolve, unknown_key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import gradcam
 from edf_jax.runtime import storage
@@ -41,8 +32,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         for drop in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
     },
 }
-# The same for every row, whatever a method's own code does.
-_EVALUATION = ("evaluate.", "augment.")
+# The same for every row, whatever a method's own code or published settings do.
+_EQUAL = ("evaluate.", "augment.", "data.", "model.", "experts.", "distill.eval_every")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
@@ -50,7 +41,7 @@ _LONGEST = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class GridRun:
     """One run of a comparison.
 
     Attributes:
@@ -69,19 +60,19 @@ class Cell:
 
 
 @dataclasses.dataclass
-class Plan:
+class Grid:
     """A table to be.
 
     Attributes:
         title: what is compared, and on what.
-        rows: by label, the ids of each row's cells.
-        cells: by id, in the order that they run in.
-        experts: by id of a cell, the id of the cell that trains its experts.
+        rows: by label, the ids of each row's runs.
+        runs: by id, in the order that they run in.
+        experts: by id of a run, the id of the run that trains its experts.
     """
 
     title: str
     rows: dict[str, list[str]]
-    cells: dict[str, Cell]
+    runs: dict[str, GridRun]
     experts: dict[str, str]
 
 
@@ -140,95 +131,89 @@ def _split(text: str, flag: str, known: Collection[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def make_plan(
+def make_grid(
     config,
-    given: Iterable[str],
     rows: Mapping[str, Mapping[str, Any]],
     seeds: int,
     workdir: pathlib.Path,
-) -> Plan:
-    """The cells of a table; rows that come to the same run share it.
+) -> Grid:
+    """The runs of a table; rows that come to the same run share it.
 
     Args:
-        config: not resolved.
-        given: keys that the user gave: they stand for every row but one that ablates them.
+        config: not resolved. What the user gave stands for every row but one that ablates it.
         rows: as `names_of` makes them.
         seeds: repetitions, from the config's seed on; they share the experts.
-        workdir: cells get folders in it.
+        workdir: runs get folders in it.
 
     Raises:
         UserError: a row's config is impossible.
     """
-    plan = Plan(_title(config, rows, seeds), {}, {}, {})
-    trainers: dict[str, Cell] = {}
-    cells: dict[str, Cell] = {}
+    grid = Grid("", {}, {}, {})
+    trainers: dict[str, GridRun] = {}
+    runs: dict[str, GridRun] = {}
     folders: dict[str, str] = {}
     for label, changes in rows.items():
-        plan.rows[label] = []
+        grid.rows[label] = []
         for seed in range(config.seed, config.seed + seeds):
-            resolved = _cell_config(config, given, changes, seed, workdir)
+            resolved = _run_config(config, changes, seed, workdir)
             baseline = changes.get("baseline", "")
             identity = storage.digest_of_record({**flatten(resolved), "baseline": baseline})
-            if identity not in cells:
-                slug = folders.setdefault(label, _slug(label, folders.values()))
-                folder = workdir / "cells" / slug / f"seed_{seed}"
+            if identity not in runs:
+                folder = workdir / "cells" / _folder_of(label, folders) / f"seed_{seed}"
                 kind = "baseline" if baseline else "method"
-                cells[identity] = Cell(f"{label}, seed {seed}", folder, resolved, kind, baseline)
+                runs[identity] = GridRun(f"{label}, seed {seed}", folder, resolved, kind, baseline)
                 if baseline != "random":
-                    plan.experts[identity] = _trainer(trainers, resolved, workdir)
-            plan.rows[label].append(identity)
+                    grid.experts[identity] = _trainer(trainers, resolved, workdir)
+            grid.rows[label].append(identity)
     # Experts first, so that no method's time or memory is theirs.
-    plan.cells = {**trainers, **cells}
-    return plan
+    grid.runs = {**trainers, **runs}
+    grid.title = _title(config, [run.config for run in runs.values()], seeds)
+    return grid
 
 
-def _trainer(trainers: dict[str, Cell], config, workdir: pathlib.Path) -> str:
-    """The id of the cell that trains a config's experts."""
+def _folder_of(label: str, folders: dict[str, str]) -> str:
+    """The name of a label's folder, no other label's; kept in `folders`."""
+    if label not in folders:
+        slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
+        taken = slug in folders.values() or slug.startswith("experts-")
+        if not slug or taken or len(slug) > _LONGEST:
+            slug = f"{slug[:_LONGEST]}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
+        folders[label] = slug
+    return folders[label]
+
+
+def _trainer(trainers: dict[str, GridRun], config, workdir: pathlib.Path) -> str:
+    """The id of the run that trains a config's experts."""
     options = {k: v for k, v in flatten(config).items() if k.startswith(_OF_EXPERTS)}
     identity = "experts " + storage.digest_of_record(options)
     if identity not in trainers:
         name = f"experts-{config.experts.optimizer}"
         if config.experts.schedule != "all":
             name += f"-{config.experts.schedule}"
-        taken = {cell.workdir.name for cell in trainers.values()}
+        taken = {run.workdir.name for run in trainers.values()}
         folder = name if name not in taken else f"{name}-{identity[-8:]}"
-        trainers[identity] = Cell(name, workdir / "cells" / folder, config, "experts")
+        trainers[identity] = GridRun(name, workdir / "cells" / folder, config, "experts")
     return identity
 
 
-def _cell_config(
-    config, given: Iterable[str], changes: Mapping[str, Any], seed: int, workdir: pathlib.Path
-):
+def _run_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
-    own = copy_config(config)
-    changes = dict(changes)
-    changes.pop("baseline", None)
-    if "method" in changes:
-        evaluation = [name for name in flatten(config) if name.startswith(_EVALUATION)]
-        use_method(own, changes.pop("method"), given={*given, *evaluation})
-    set_keys(
-        own,
-        {
-            **changes,
-            "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
-            "experts.dir": config.experts.dir or str(workdir / "experts"),
-            "seed": seed,
-            "evaluate.baselines": "",
-        },
-    )
-    return resolve(own)
+    own = flatten(resolve(config))
+    equal = {k: v for k, v in own.items() if k.startswith(_EQUAL) and SCHEMA[k].default != AUTO}
+    shared = {
+        "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
+        "experts.dir": config.experts.dir or str(workdir / "experts"),
+        "seed": seed,
+        "evaluate.baselines": "",
+    }
+    changed = {name: value for name, value in changes.items() if name != "baseline"}
+    return resolve(config, **{**equal, **changed, **shared})
 
 
-def _slug(label: str, taken: Collection[str]) -> str:
-    """A label as the name of a folder of its own."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
-    if slug and slug not in taken and len(slug) <= _LONGEST and not slug.startswith("experts-"):
-        return slug
-    return f"{slug[:_LONGEST]}-{storage.digest_of_record(label)[:8]}".lstrip("-")
-
-
-def _title(config, rows: Sequence[str] | Mapping[str, Any], seeds: int) -> str:
+def _title(config, of_runs: Sequence[Any], seeds: int) -> str:
     images = f"{config.distill.ipc} image{'s' if config.distill.ipc > 1 else ''} per class"
     what = config.data.subset or config.data.name or config.data.source
     repeated = f", {seeds} seeds" if seeds > 1 else ""
-    return f"{what}, {images}{repeated}"
+    ratios = sorted({run.augment.crop_ratio for run in of_runs})
+    where = "in all rows" if len(ratios) == 1 else "by row"
+    return f"{what}, {images}{repeated}, crop ratio {' or '.join(map(str, ratios))} {where}"

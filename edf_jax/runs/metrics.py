@@ -194,8 +194,8 @@ class MetricsWriter:
 
     def _events_of(self, stage: str, purge_step: int | None = None):
         """Its file of events, which TensorBoard is to take for all from a step on."""
-        # tensorboardX's own `SummaryWriter` writes in a thread: a full disk ends the thread, and the
-        # next event waits for it for ever.
+        # tensorboardX's own `SummaryWriter` writes in a thread: a full disk ends the thread, and
+        # the next event waits for it for ever.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 

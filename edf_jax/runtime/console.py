@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from edf_jax.runtime import preemption, processes
@@ -22,7 +22,6 @@ from edf_jax.runtime.errors import Preempted, UserError
 from edf_jax.runtime.process_group import Left
 
 MISTAKE, PREEMPTED, LOST, INTERRUPTED, CLOSED = 2, 75, 76, 130, 141
-_HELP = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 # What a disk, a path, or the right to use it, can fail with.
 _OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
@@ -99,14 +98,6 @@ def _end(name: str, message: str, status: int) -> int:
             # Python flushes again as it ends, and tells of a closed pipe in its own way.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
-
-
-def run_or_help(run: Callable[[list[str]], int], usage: str, argv: Sequence[str] | None) -> int:
-    """The exit status of a command that takes `argv`, the program's name first, or of its help."""
-    argv = list(sys.argv if argv is None else argv)
-    if _HELP.intersection(argv[1:]):
-        return exit_status(lambda: print(usage) or 0)
-    return exit_status(lambda: run(argv))
 
 
 class Parser(argparse.ArgumentParser):

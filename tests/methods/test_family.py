@@ -11,10 +11,10 @@ from edf_jax import distilled_set
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import METHODS, default_config, parse_variant, resolve
 from edf_jax.data.coresets import choose_near_centres
-from edf_jax.distill import loop as distill
+from edf_jax.distill import pairs
 from edf_jax.experts import difficulty
 from edf_jax.matching import gradient as matching
-from edf_jax.matching.iteration import initial_state, make_iteration
+from edf_jax.matching.iteration import Learnable, initial_state, make_iteration
 from edf_jax.methods import curriculum, dsa, family
 from edf_jax.methods.soft_labels import hard_labels, smoothed_labels, snapshot_labels
 from edf_jax.training import loop as training
@@ -53,8 +53,12 @@ def test_the_older_methods_have_no_gate_and_start_from_epoch_0(method):
     config = resolve(default_config(method=method))
     assert config.distill.threshold == 0
     assert config.distill.min_start_epoch == 0
-    assert config.augment.crop_ratio == 0.125
     assert config.evaluate.batch == (128 if method == "ftd" else 256)
+
+
+def test_edf_alone_crops_by_a_quarter():
+    ratios = {m: resolve(default_config(method=m)).augment.crop_ratio for m in METHODS}
+    assert ratios == {**dict.fromkeys(METHODS, 0.125), "edf": 0.25}
 
 
 _VARIANTS = {"ipc1": {"distill.threshold": 1.2, "distill.min_start_epoch": 2, "evaluate.batch": 64}}
@@ -160,7 +164,7 @@ def test_teslas_gradient_ignores_precisely_how_steps_depend_on_steps():
 
 
 def _start(config, initial):
-    values = distill.Learnable(
+    values = Learnable(
         jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
     )
     return initial_state(config.distill, values)
@@ -174,16 +178,16 @@ def _iterate(config, initial, store, iterations):
     states = [_start(config, initial)]
     targets = []
     for it in range(iterations):
-        pairs = [store.pair(*choice, 2) for choice in distill.choices(config, it)]
+        used = [store.pair(*choice, 2) for choice in pairs.choices(config, it)]
         state, _ = iteration(
             states[-1],
-            np.stack([pair.start for pair in pairs]),
-            np.stack([pair.target for pair in pairs]),
+            np.stack([pair.start for pair in used]),
+            np.stack([pair.target for pair in used]),
             weight,
             jax.random.key(it),
         )
         states.append(state)
-        targets.append([pair.target for pair in pairs])
+        targets.append([pair.target for pair in used])
     return states, targets
 
 
@@ -405,7 +409,8 @@ def test_pads_loss_leaves_out_the_first_parameters():
 def test_edf_without_its_parts_is_datm_bit_for_bit(store, tmp_path):
     edf = tiny.config("edf", **{"distill.drop": 0.0, "distill.pixel_weight": "none"})
     ours = tiny.run_distillation(edf, tmp_path / "edf", store)
-    theirs = tiny.run_distillation(tiny.config("datm"), tmp_path / "datm", store)
+    datm = tiny.config("datm", **{"augment.crop_ratio": edf.augment.crop_ratio})
+    theirs = tiny.run_distillation(datm, tmp_path / "datm", store)
     np.testing.assert_array_equal(ours.images, theirs.images)
     np.testing.assert_array_equal(ours.labels, theirs.labels)
     assert ours.alpha == theirs.alpha

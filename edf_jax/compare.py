@@ -45,7 +45,7 @@ from edf_jax.runs.grid import ABLATIONS, Grid, GridRun, make_grid, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import console, devices, storage
-from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runtime.errors import UserError
 from edf_jax.stages import check_plan, run_stages
 
 _USAGE = f"""\
@@ -243,7 +243,7 @@ def run_in_child(one: GridRun, command: str, *, config_file: str | None = None) 
             asked = True
             child.terminate()
     if preemption.asked():
-        raise Preempted(preemption.WHY)
+        preemption.stop()
     if child.exitcode == console.INTERRUPTED:
         raise KeyboardInterrupt
     if child.exitcode:

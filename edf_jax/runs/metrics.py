@@ -261,7 +261,8 @@ def _rows_of_result(workdir: Path) -> int:
 def _read(path: Path) -> tuple[list[dict[str, Any]], str]:
     """The rows that are whole, in their order; and what is wrong with the others, or ''."""
     rows: dict[int, dict[str, Any]] = {}
-    numbers, faults = [], []
+    numbers: list[int] = []
+    faults: list[str] = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for at, line in enumerate(lines, 1):
         row = _parse(line)

@@ -17,10 +17,10 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from edf_jax.runtime.errors import Preempted
 
-WHY = "asked to stop by a signal"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGXCPU)
 _heard: set[int] = set()
 _before: dict[int, signal.Handlers | Callable | int | None] = {}
@@ -87,7 +87,13 @@ def asked_here() -> bool:
     return bool(_heard - {signal.SIGINT})
 
 
+def stop() -> NoReturn:
+    """Raises `Preempted`, which says by what the run is asked to stop; call it when all is saved."""
+    names = [signal.Signals(number).name for number in sorted(_heard)]
+    raise Preempted(f"asked to stop by {', '.join(names) or 'another process'}")
+
+
 def stop_if_asked() -> None:
-    """Raises `Preempted` where the run is asked to stop; call it when all is saved."""
+    """As `stop`, where the run is asked to."""
     if asked():
-        raise Preempted(WHY)
+        stop()

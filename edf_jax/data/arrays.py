@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import pathlib
 import warnings
 import zlib
@@ -20,6 +19,7 @@ from edf_jax.data.sources import (
     distinct,
     existing_folder,
 )
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -195,12 +195,10 @@ def _listing(images: np.ndarray, labels, class_names, split: str, where: pathlib
             stacklevel=2,
         )
     labels = check_labels(labels, class_names, split, where)
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(labels.tobytes())
     return Listing(
         labels=labels,
         read=lambda i: images[i],
         name=lambda i: f"{split} image {i} of {where}",
-        identity=digest.hexdigest(),
+        identity=storage.fingerprint(np.ascontiguousarray(images).data, labels.tobytes()),
         images=images,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.pipeline import in_workers
 from edf_jax.data.sources import Listing, digest_of
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 VERSION = 2  # part of the key: raise it when the same settings give other pixels
@@ -198,7 +198,7 @@ class _Cache:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    return storage.fingerprint(np.ascontiguousarray(array).data)
 
 
 def _fill(cache: _Cache, chunks: list[_Chunk], listing, settings, workers: int, progress) -> None:

@@ -108,7 +108,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     _check_sizes(config, data, num_images)
     placement = place(config, network, num_images)
     if not options.distilled:
-        placement = memory.place_iteration(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)

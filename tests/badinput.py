@@ -24,7 +24,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests import badfiles, tiny_run
+from tests import baddata, badfiles, tiny_run  # noqa: F401
 
 CONFIG = tiny_run.ROOT / "configs" / "cluttered_digits.py"
 _SMALL = ("--config.data.resolution=16", "--config.model.width=4", "--config.distill.ipc=1")

@@ -59,12 +59,11 @@ class Matching:
         self._options = config.distill
         self._problem = problem
         network = problems.convnet(sizes)
-        room = devices.local_device().memory
         self._iterate = iteration.make_iteration(
             config,
             network,
             sizes.num_images,
-            memory.place_iteration(config, network, sizes.num_images, room),
+            memory.place_iteration(config, network, sizes.num_images),
         )
         self._weight = jnp.ones((*problem["images"].shape[:3], 1))
 

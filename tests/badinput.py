@@ -22,7 +22,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests import badfiles, tiny_run
+from tests import baddata, badfiles, tiny_run  # noqa: F401
 
 CONFIG = tiny_run.ROOT / "configs" / "cluttered_digits.py"
 _SMALL = ("--config.data.resolution=16", "--config.model.width=4", "--config.distill.ipc=1")
@@ -88,6 +88,7 @@ def command_cases() -> Iterator[Case]:
     yield Case(("--config={}/whole.py:variant",), files="config/whole")
     yield _demo("--workdir={}/file", files="file")
     yield _demo("--workdir={}/file/run", files="file")
+    yield _demo("--workdir={}", files="somebody's notes")
     yield _demo("--workdir={}", files="run of another seed")
     yield _demo("--workdir={}", files="run of more iterations")
 

@@ -349,7 +349,7 @@ class Evaluation:
             "seed": self.config.seed,
         }
         path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
-        kept = _kept_table(path)
+        kept = _kept_table(path, details)
         if kept is not None:
             return kept, _sizes(kept, images, path)
         table = protocols.make_table(
@@ -380,11 +380,12 @@ def images_per_class(images: LabelledImages) -> int:
     return count // num_classes
 
 
-def _kept_table(path: pathlib.Path) -> stored_labels.Table | None:
+def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.Table | None:
     def read() -> tuple[bool, dict[str, np.ndarray]]:
         if path.exists():
             try:
-                table, _ = stored_labels.load(path)
+                table, details = stored_labels.load(path)
+                storage.check_place(path, details, wanted)
                 return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
             except storage.DamagedFile as error:
                 _log.warning("%s: made again", error)

@@ -207,6 +207,8 @@ def _full(
         "augment": config.augment.to_dict(),
         "seed": config.seed,
         "dataset": dataset.info.fingerprint,
+        "model": config.model.to_dict() if name == MATCHED else {},
+        "precision": config.precision,
     }
     how = f"{epochs} epochs by the experts' recipe"
     return evaluation.measured.need(
@@ -255,6 +257,7 @@ def _result(
         "network": first,
         "protocol": options.protocol,
         "num_eval": options.num,
+        "dataset": evaluation.dataset.info.name,
         "num_test_images": len(evaluation.dataset.test.labels),
     }
     if not options.distilled:

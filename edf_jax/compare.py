@@ -7,8 +7,16 @@ Every run of the grid has a folder of its own, and a process of its own, so that
 own. Experts are trained once for all runs that can share them.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
+
+import concurrent.futures
 import ctypes
 import functools
 import json
@@ -31,13 +39,14 @@ from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import measure_baseline
 from edf_jax.experts.train import open_experts, train_experts
 from edf_jax.report import comparison
-from edf_jax.runs.folder import Run
+from edf_jax.runs.files import RunFiles
+from edf_jax.runs.folder import OF_A_GRID, Run, locked, refuse_foreign
 from edf_jax.runs.grid import ABLATIONS, Grid, GridRun, make_grid, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
-from edf_jax.runtime import console, devices, preemption, storage
-from edf_jax.runtime.errors import Preempted, UserError
-from edf_jax.stages import run_stages
+from edf_jax.runtime import console, devices, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.stages import check_plan, run_stages
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -77,8 +86,11 @@ def _run(given: Given) -> int:
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")
     launch = functools.partial(run_in_child, config_file=file)
-    with preemption.listening():
-        rows = compare(grid, given.workdir, given.command, launch)
+    unfinished = [one for one in grid.runs.values() if not is_finished(one)]
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        for warning in child.submit(check_runs, unfinished, file).result():
+            _log.warning("%s", warning)
+    rows = compare(grid, given.workdir, given.command, launch)
     print(comparison.to_markdown(rows))
     sys.stdout.flush()
     result = {"rows": [row.figures() for row in rows], "workdir": str(given.workdir)}
@@ -111,8 +123,8 @@ def compare(
         UserError: a run can't be made.
         Preempted: asked to stop; what is done is kept.
     """
-    busy = f"another process works on {workdir}: wait for it or give another --workdir"
-    with storage.locked(workdir, busy):
+    refuse_foreign(workdir, OF_A_GRID)
+    with locked(workdir):
         for number, one in enumerate(grid.runs.values(), 1):
             if is_finished(one):
                 continue
@@ -126,13 +138,41 @@ def compare(
     return rows
 
 
+def check_runs(runs: Sequence[GridRun], config_file: str) -> list[str]:
+    """Refuses what a run would refuse, before any is at work; in a process of its own.
+
+    Args:
+        runs: those to be made.
+        config_file: run first, for it may add methods, networks or sources of its own.
+
+    Returns:
+        The warnings of their plans.
+
+    Raises:
+        UserError: names the run.
+    """
+    runpy.run_path(config_file)
+    warnings: dict[str, None] = {}
+    for one in runs:
+        devices.set_up(one.config.precision, deterministic=one.config.deterministic)
+        try:
+            warnings |= dict.fromkeys(check_plan(one.config, one.workdir))
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from None
+    return list(warnings)
+
+
 def is_finished(one: GridRun) -> bool:
     """Whether a run's result is there, made with its very config."""
     try:
         record = storage.read_record(one.workdir / "cell.json")
     except storage.DamagedFile:
         return False
-    return record.get("config") == _digest(one) and (one.workdir / "result.json").exists()
+    try:
+        return record.get("config") == _digest(one) and bool(RunFiles(one.workdir).result)
+    except UserError as error:
+        _log.warning("%s: made again", error)
+        return False
 
 
 def _digest(one: GridRun) -> str:
@@ -151,7 +191,7 @@ def run_here(one: GridRun, command: str) -> None:
         else:
             result = run_stages(run, "evaluate") or {}
         result["peak_device_memory_mb"] = _peak_device_memory_mb()
-        storage.write_text(one.workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
         storage.write_record(one.workdir / "cell.json", {"config": _digest(one)})
 
 
@@ -203,7 +243,7 @@ def run_in_child(one: GridRun, command: str, *, config_file: str | None = None) 
             asked = True
             child.terminate()
     if preemption.asked():
-        raise Preempted("asked to stop by SIGTERM")
+        preemption.stop()
     if child.exitcode == console.INTERRUPTED:
         raise KeyboardInterrupt
     if child.exitcode:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
-from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
+from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, describe_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
 from edf_jax.distill.stage import distill_run
@@ -23,12 +22,14 @@ from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
 from edf_jax.experts.train import open_experts, train_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.plan import plan
 from edf_jax.report.page import write_report
 from edf_jax.runs.folder import Run
-from edf_jax.runs.metrics import MetricsWriter, open_metrics
+from edf_jax.runs.metrics import MetricsWriter, import_wandb, open_metrics
 from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.training import parallel
 from edf_jax.training.trained import TrainedNetwork
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
             return None
         store = open_experts(run.config, dataset, run.workdir)
         figures = with_repairs(lambda: work.learn(store, wanted), store)
-    return None if figures is None else _finish(run, figures, wanted)
+    if figures is None:
+        return None
+    return _finish(run, {**figures, "metrics_rows": metrics.count}, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +124,14 @@ def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict
     """Writes the result, and the report where it is wanted."""
     workdir = run.workdir
     result = {**figures, "method": run.config.method, "workdir": str(workdir), **run.provenance()}
-    storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+    run.write_result(result)
     if "report" in wanted:
         with run.stage("report"):
             written = processes.shared("report", lambda: str(_report(workdir)))
             if processes.is_first():
                 print(f"report: {written}", file=sys.stderr)
         result.update(run.provenance())
-        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
     return result
 
 
@@ -144,6 +147,27 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
                 _log.warning("%s: removed, and left out of the report", error)
                 path.unlink()
         return write_report(workdir)
+
+
+def check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Refuses, before anything is written, what the plan tells to be impossible.
+
+    Returns:
+        The plan's warnings.
+
+    Raises:
+        UserError: says what, and what would do.
+    """
+    if config.log.wandb_project:
+        import_wandb()
+    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
+    data = describe_dataset(config.data)
+    if not data.available:
+        raise UserError(data.advice)
+    planned = plan.make_plan(config, data, workdir)
+    plan.check_memory(planned)
+    check_files(config, data)
+    return planned.warnings
 
 
 def check_files(config, info: DatasetInfo | DatasetPlan) -> None:

@@ -13,6 +13,7 @@ from edf_jax.data.catalogue import (
     fastai_name,
     find_benchmark,
 )
+from edf_jax.data.dataset import Classes
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.load import (
     check_settings,
@@ -29,7 +30,7 @@ DIGITS_TRAIN, DIGITS_TEST = 1437, 360
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetPlan:
+class DatasetPlan(Classes):
     """A dataset before it is read.
 
     Attributes:
@@ -54,10 +55,6 @@ class DatasetPlan:
     available: bool
     location: str
     advice: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 def describe_dataset(data_config) -> DatasetPlan:
@@ -118,12 +115,12 @@ def _of_tfds(data_config) -> DatasetPlan:
             raise
         return dataclasses.replace(plan, location=location, advice=str(other_format))
     advice = f"The TFDS set is not in {location}. {how_to_get(data_config)}"
-    if folder is None and plan is None:
-        raise MissingData(advice)
+    if plan is None:
+        if folder is None:
+            raise MissingData(advice)
+        return _counted(data_config)
     if folder is None:
         return dataclasses.replace(plan, location=location, advice=advice)
-    if plan is None:
-        return _counted(data_config)
     counts = _tfds_counts(folder, data_config)
     return dataclasses.replace(plan, location=str(folder), available=True, **counts)
 

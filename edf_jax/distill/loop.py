@@ -81,7 +81,7 @@ def distill(
     options = config.distill
     placement = place_iteration(config, network, len(initial.images))
     iterate = make_iteration(config, network, len(initial.images), placement)
-    work = _Distillation(config, initial, cam, metrics, workdir, placement)
+    work = _Distillation(config, initial, store.digest, cam, metrics, workdir, placement)
     first, last = work.position.iteration, options.iterations
     pairs = Pairs(config, network, store, first, placement)
     with Progress("distill", last, "iteration", start=first) as bar:
@@ -106,7 +106,7 @@ def distill(
             "%d iterations in %.1f s, evaluations included; %.1f%% of it waiting for snapshots",
             last - first, took, 100 * pairs.waited / took,
         )  # fmt: skip
-    final = work.current(last)
+    final = dataclasses.replace(work.current(last), best=work.position.best_steps())
     final.save(workdir / "distilled" / "last.safetensors")
     return final
 
@@ -122,12 +122,13 @@ class _Distillation:
         key: of all iterations.
     """
 
-    def __init__(self, config, initial, cam, metrics, workdir, placement: Placement):
+    def __init__(self, config, initial, experts: str, cam, metrics, workdir, placement: Placement):
         self._config, self._initial = config, initial
         self._metrics, self._folder = metrics, workdir / "distilled"
         self._weigh = None if cam is None else make_weight(config, cam)
         self.key = randomness.stream(config.seed, "distill")
-        self._checkpoints = Checkpoints(workdir, config)
+        of = {"data": initial.origin.get("digest", ""), "experts": experts}
+        self._checkpoints = Checkpoints(workdir, config, of)
         values = Learnable(
             jnp.asarray(initial.images, jnp.float32),
             jnp.asarray(initial.labels, jnp.float32),

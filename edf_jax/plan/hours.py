@@ -24,6 +24,7 @@ from edf_jax.data.describe import describe_dataset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan import costs
+from edf_jax.runs.files import RunFiles
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 
@@ -143,10 +144,10 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
 
     try:
-        config = default_config(**flatten(json.loads((workdir / "config.json").read_text())))
-        result = json.loads((workdir / "result.json").read_text())
+        run = RunFiles(workdir)
+        config, result = default_config(**flatten(run.config)), run.result
         seconds, hardware = result["stages"], result["hardware"]
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
         raise UserError(f"{workdir} holds no finished run ({error})") from None
     data = describe_dataset(config.data)
     network = network_for(config, data)

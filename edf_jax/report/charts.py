@@ -284,8 +284,9 @@ def _lying_chart(title: str, size: tuple[float, float], theme: Theme, *, fontsiz
     figure = Figure(size, dpi=dpi, facecolor=theme.background, layout="constrained")
     axes = figure.subplots()
     _bare(axes, theme, grid="x")
-    style = {"fontsize": fontsize, "fontweight": "bold", "wrap": True}
-    axes.set_title(title, loc="left", color=theme.ink, **style)
+    axes.set_title(
+        title, loc="left", color=theme.ink, fontsize=fontsize, fontweight="bold", wrap=True
+    )
     return figure, axes
 
 
@@ -317,7 +318,16 @@ def _label(axes, text: str, y: float, colour: str, theme: Theme, at_right: bool 
 
 
 def png(figure) -> bytes:
-    """A figure as the bytes of a PNG; the same arrays give the same bytes."""
+    """A figure as the bytes of a PNG; the same arrays give the same bytes.
+
+    No figure here holds formulas; names of classes and folders may look like some.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -24,6 +24,7 @@ from edf_jax.runtime import console, devices, preemption, processes
 from edf_jax.runtime.errors import UserError
 from edf_jax.stages import run_stages
 from edf_jax.training import parallel
+from edf_jax.tune import budget
 
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -76,7 +77,7 @@ def _run(argv: list[str]) -> int:
     config = resolve(values.config)
     workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
     if values.dry_run:
-
+        config = budget.settle(config, workdir, measure=False)
         print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
 
@@ -91,6 +92,7 @@ def _run(argv: list[str]) -> int:
     processes.check_same("the config, the workdir or the stage", [
         flatten(config), str(workdir), values.stage
     ])
+    config = budget.settle(config, workdir)
     run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
     with processes.together():
         run.check()

@@ -20,6 +20,7 @@ __all__ = [
     "METHODS",
     "SCHEMA",
     "Key",
+    "autos",
     "baseline_names",
     "baseline_rates",
     "check_against_data",
@@ -28,11 +29,22 @@ __all__ = [
     "flatten",
     "network_list",
     "parse_variant",
+    "reckoned",
     "resolve",
     "set_keys",
     "unknown_key",
     "use_method",
+    "with_values",
 ]
+
+
+_EPOCHS = (
+    "experts.epochs",
+    "distill.expert_epochs",
+    "distill.min_start_epoch",
+    "distill.current_max_start_epoch",
+    "distill.max_start_epoch",
+)
 
 
 def default_config(**values: Any):
@@ -104,6 +116,7 @@ def set_keys(config, values: Mapping[str, Any]) -> None:
         if name not in SCHEMA:
             raise UserError(unknown_key(name))
         group, _, leaf = name.rpartition(".")
+        value = SCHEMA[name].of_text(value)
         if SCHEMA[name].kind is float and type(value) is int:
             value = float(value)
         try:
@@ -169,6 +182,8 @@ def _parse_value(name: str, text: str) -> Any:
         raise UserError(unknown_key(name))
     kind = SCHEMA[name].kind
     try:
+        if SCHEMA[name].of_text(text) != text:
+            return SCHEMA[name].of_text(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
@@ -195,17 +210,48 @@ def resolve(config):
     for name, part in METHODS[flat["method"]].items():
         if flat[name] == AUTO:
             flat[name] = part
+    if flat["distill.alpha_step"] == AUTO:
+        flat["distill.alpha_step"] = "log" if "distill.lr_lr" in autos(flat) else "plain"
     _check_epochs(flat)
     _check_together(flat)
     return default_config(**flat)
 
 
+def autos(flat: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a flat config whose numbers are to be found from the data."""
+    return tuple(name for name, value in flat.items() if SCHEMA[name].is_auto(value))
+
+
+def with_values(config, values: Mapping[str, Any]):
+    """A resolved copy with other values under some dotted keys."""
+    return resolve(default_config(**{**flatten(config), **values}))
+
+
+def reckoned(config):
+    """A copy for plans: a number that is 'auto' is what it would be on small images."""
+    flat = flatten(config)
+    unknown = autos(flat)
+    values = {**flat, **{key: SCHEMA[key].auto for key in unknown}}
+    epochs, targets, _, first, last = _EPOCHS
+    if epochs in unknown:
+        values[epochs] = max(values[epochs], values[last] + values[targets] - 1)
+    if targets in unknown:
+        values[targets] = min(values[targets], values[epochs])
+    if last in unknown:
+        values[last] = max(1, min(values[last], values[epochs] - values[targets] + 1))
+    if first in unknown:
+        values[first] = min(values[first], values[last])
+    return with_values(config, values)
+
+
 def _check_epochs(flat: Mapping[str, Any]) -> None:
-    """Refuses start epochs that the experts don't have.
+    """Refuses start epochs that the experts don't have; what is 'auto' will be found to fit.
 
     Raises:
         UserError: says which keys, and what would do.
     """
+    if set(_EPOCHS) & set(autos(flat)):
+        return
     last = flat["distill.max_start_epoch"] - 1 + flat["distill.expert_epochs"]
     if last > flat["experts.epochs"]:
         raise UserError(

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from edf_jax.training import losses, microbatch, parallel
 
 # The student ends over thirty times as far from the target as it started.
 DIVERGED_LOSS = 1000.0
+# What an iteration multiplies alpha by at most, where its logarithm is learned.
+_LARGEST_FACTOR = 1.1
 
 
 class Learnable(NamedTuple):
@@ -75,10 +78,38 @@ def outer_optimiser(options) -> optax.GradientTransformation:
             "labels": optax.sgd(options.lr_y, options.momentum_y or None)
             if family.LABELS[options.labels].learned
             else optax.set_to_zero(),
-            "alpha": optax.sgd(options.lr_lr, options.momentum_lr or None),
+            "alpha": ALPHA_STEPS[options.alpha_step](options.lr_lr, options.momentum_lr or None),
         },
         Learnable(*names),
     )
+
+
+def log_sgd(rate: float, momentum: float | None = None) -> optax.GradientTransformation:
+    """SGD on the logarithm of positive parameters: they stay positive, the rate has no unit.
+
+    A step multiplies or divides by at most `_LARGEST_FACTOR`.
+
+    Args:
+        rate: of the logarithm.
+        momentum: as in `optax.sgd`.
+    """
+    plain = optax.sgd(rate, momentum)
+    most = math.log(_LARGEST_FACTOR)
+
+    def update(gradients, state, params):
+        to_logs = jax.tree.map(jnp.multiply, gradients, params)
+        steps, state = plain.update(to_logs, state)
+        factors = jax.tree.map(lambda step: jnp.expm1(jnp.clip(step, -most, most)), steps)
+        return jax.tree.map(jnp.multiply, params, factors), state
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+# `distill.alpha_step`.
+ALPHA_STEPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "plain": optax.sgd,
+    "log": log_sgd,
+}
 
 
 def outer_step(

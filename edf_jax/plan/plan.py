@@ -12,7 +12,7 @@ import shutil
 from typing import Any
 
 from edf_jax.config import published
-from edf_jax.config.resolve import flatten, network_list
+from edf_jax.config.resolve import autos, flatten, network_list, reckoned
 from edf_jax.data.describe import describe_dataset
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
@@ -43,6 +43,7 @@ class Plan:
         device: where it would compute.
         hours: of each stage; None where no rate is known.
         warnings: what would go wrong, each with what would do.
+        autos: keys whose numbers are found from the data; `config` has usual ones for them.
     """
 
     config: Any
@@ -58,6 +59,7 @@ class Plan:
     device: Any
     hours: dict[str, float | None]
     warnings: tuple[str, ...]
+    autos: tuple[str, ...] = ()
 
 
 def describe(config, workdir: pathlib.Path | str, *, compile: bool = False) -> str:
@@ -92,6 +94,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         UserError: names a setting that the sizes make impossible.
     """
 
+    asked, config = config, reckoned(config)
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
@@ -141,6 +144,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         device=device,
         hours=hours.estimate(work, hours.forward_flops(network), device.kind, config.precision),
         warnings=(),
+        autos=autos(flatten(asked)),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(plan)))
 
@@ -265,10 +269,15 @@ def _run_lines(plan: Plan) -> list[str]:
     elif config.settings_of:
         settings = f"unpublished: settings of {config.settings_of}"
     changed = ", ".join(_changed(config))
-    return [
+    lines = [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
         + (f", changed in {changed}" if changed else "")
     ]
+    if plan.autos:
+        lines.append(
+            f"found from the data: {', '.join(plan.autos)}; what follows reckons with usual numbers"
+        )
+    return lines
 
 
 def _changed(config) -> list[str]:

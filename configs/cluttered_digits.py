@@ -9,7 +9,7 @@ demo               five images per class, a narrow network: minutes on 2 CPU cor
                    Accuracy to expect: README.md.
 easy_ipc1, easy_ipc10, hard_ipc1, hard_ipc10
                    two levels of `data.difficulty` at 24 pixels, for the comparison of methods on
-                   simple and complex scenes (benchmarks/complex_scenes.py, which chose nothing
+                   simple and complex scenes (experiments/complex_scenes.py, which chose nothing
                    of theirs on test images): two minutes per run on one CPU core.
 ipc1, ipc10, ipc50 width 32, ten experts: made for comparisons. Hours on 2 CPU cores (not measured).
 
@@ -19,7 +19,7 @@ trials of the demo by accuracy on its test images, so its own figure is somewhat
 
 from typing import Any
 
-from edf_jax.config.resolve import parse_variant
+from edf_jax.config import parse_variant
 
 _COMMON = {
     "data.source": "cluttered_digits",

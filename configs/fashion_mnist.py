@@ -18,7 +18,63 @@ Published accuracy of other methods (%, width 128) at IPC 1, 10, 50: DC 70.5, 82
 DSA 70.6, 84.6, 88.7.
 """
 
-from edf_jax.config import published
+from edf_jax.config import parse_variant
+
+_COMMON = {
+    "published": False,
+    "data.source": "idx",
+    "data.name": "fashion_mnist",
+    "data.resolution": 28,
+    "data.zca": False,
+    "model.name": "ConvNet",
+    "distill.iterations": 10000,
+    "distill.eval_every": 500,
+    "distill.syn_steps": 40,
+    "distill.batch_syn": 1000,
+    "distill.expert_epochs": 2,
+    "distill.min_start_epoch": 0,
+    "distill.lr_teacher": 0.01,
+    "distill.drop": 0.0,
+    "evaluate.batch": 128,
+}
+
+VARIANTS = {
+    "ipc1": {
+        **_COMMON,
+        "settings_of": "cifar-10 ipc1",
+        "distill.ipc": 1,
+        "distill.start_schedule": "fixed",
+        "distill.max_start_epoch": 4,
+        "distill.lr_img": 10000.0,
+        "distill.lr_y": 5.0,
+        "distill.lr_lr": 1e-7,
+        "distill.threshold": 1.5,
+    },
+    "ipc10": {
+        **_COMMON,
+        "settings_of": "cifar-10 ipc10",
+        "distill.ipc": 10,
+        "distill.current_max_start_epoch": 10,
+        "distill.max_start_epoch": 20,
+        "distill.expansion_end": 1000,
+        "distill.lr_img": 1000.0,
+        "distill.lr_y": 2.0,
+        "distill.lr_lr": 1e-5,
+        "distill.threshold": 1.0,
+    },
+    "ipc50": {
+        **_COMMON,
+        "settings_of": "cifar-10 ipc50",
+        "distill.ipc": 50,
+        "distill.current_max_start_epoch": 20,
+        "distill.max_start_epoch": 40,
+        "distill.expansion_end": 2000,
+        "distill.lr_img": 100.0,
+        "distill.lr_y": 2.0,
+        "distill.lr_lr": 1e-5,
+        "distill.threshold": 1.0,
+    },
+}
 
 _GPU = {
     "experts.num": 20,
@@ -31,9 +87,9 @@ _GPU = {
     "evaluate.during_epochs": 300,
 }
 _GPU_BY_IPC = {
-    "1": {"distill.max_start_epoch": 4, "distill.current_max_start_epoch": 4},
-    "10": {},
-    "50": {"distill.max_start_epoch": 28},
+    "ipc1": {"distill.max_start_epoch": 4, "distill.current_max_start_epoch": 4},
+    "ipc10": {},
+    "ipc50": {"distill.max_start_epoch": 28},
 }
 _CPU = {
     "model.width": 32,
@@ -58,21 +114,14 @@ _CPU = {
     "evaluate.during_epochs": 50,
 }
 _CPU_BY_IPC = {
-    "1": {"distill.max_start_epoch": 3, "distill.lr_img": 1000.0},
-    "10": {},
+    "ipc1": {"distill.max_start_epoch": 3, "distill.lr_img": 1000.0},
+    "ipc10": {},
+}
+VARIANTS |= {
+    **{f"gpu_{name}": {**VARIANTS[name], **_GPU, **own} for name, own in _GPU_BY_IPC.items()},
+    **{f"cpu_{name}": {**VARIANTS[name], **_CPU, **own} for name, own in _CPU_BY_IPC.items()},
 }
 
 
-def _variants():
-    base = published.variants("fashion_mnist")
-    return {
-        **{
-            f"gpu_{name}": {**values, **_GPU, **_GPU_BY_IPC[name.removeprefix("ipc")]}
-            for name, values in base.items()
-        },
-        **{f"cpu_ipc{ipc}": {**base[f"ipc{ipc}"], **_CPU, **v} for ipc, v in _CPU_BY_IPC.items()},
-    }
-
-
 def get_config(variant: str = "ipc10"):
-    return published.config("fashion_mnist", variant, _variants())
+    return parse_variant(variant, VARIANTS, "fashion_mnist")

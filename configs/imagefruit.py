@@ -15,8 +15,59 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 64.4):
      50    33.6     -     -  50.2  53.2
 """
 
-from edf_jax.config import published
+from edf_jax.config import parse_variant
+
+_COMMON = {
+    "published": True,
+    "data.source": "folder",
+    "data.subset": "imagefruit",
+    "data.resolution": 128,
+    "data.zca": False,
+    "model.name": "ConvNetD5",
+    "distill.iterations": 10000,
+    "distill.eval_every": 500,
+    "distill.expert_epochs": 2,
+    "distill.min_start_epoch": 0,
+    "distill.current_max_start_epoch": 20,
+    "distill.max_start_epoch": 40,
+    "distill.expansion_end": 1000,
+    "distill.lr_y": 5.0,
+    "distill.lr_lr": 1e-5,
+    "distill.lr_teacher": 0.01,
+    "distill.threshold": 1.1,
+    "distill.drop": 0.375,
+    "cam.every": 100,
+    "cam.beta": 1.0,
+    "evaluate.batch": 128,
+}
+
+VARIANTS = {
+    "ipc1": {
+        **_COMMON,
+        "settings_of": "imagefruit ipc1",
+        "distill.ipc": 1,
+        "distill.syn_steps": 40,
+        "distill.batch_syn": 1000,
+        "distill.lr_img": 10000.0,
+    },
+    "ipc10": {
+        **_COMMON,
+        "settings_of": "imagefruit ipc10",
+        "distill.ipc": 10,
+        "distill.syn_steps": 40,
+        "distill.batch_syn": 200,
+        "distill.lr_img": 1000.0,
+    },
+    "ipc50": {
+        **_COMMON,
+        "settings_of": "imagefruit ipc50",
+        "distill.ipc": 50,
+        "distill.syn_steps": 80,
+        "distill.batch_syn": 128,
+        "distill.lr_img": 100.0,
+    },
+}
 
 
 def get_config(variant: str = "ipc10"):
-    return published.config("imagefruit", variant)
+    return parse_variant(variant, VARIANTS, "imagefruit")

@@ -21,8 +21,71 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 56.4):
 To be expected only with the authors' own classes and settings.
 """
 
-from edf_jax.config import published
+from edf_jax.config import parse_variant
+
+_COMMON = {
+    "published": False,
+    "data.source": "folder",
+    "data.subset": "imagenet100",
+    "data.resolution": 128,
+    "data.zca": False,
+    "model.name": "ConvNetD5",
+    "distill.iterations": 10000,
+    "distill.eval_every": 500,
+    "distill.expert_epochs": 2,
+    "distill.min_start_epoch": 0,
+    "distill.lr_lr": 1e-5,
+    "distill.lr_teacher": 0.01,
+    "distill.threshold": 1.5,
+    "cam.beta": 1.0,
+    "evaluate.batch": 128,
+}
+
+VARIANTS = {
+    "ipc1": {
+        **_COMMON,
+        "settings_of": "imagenette ipc1",
+        "distill.ipc": 1,
+        "distill.syn_steps": 40,
+        "distill.batch_syn": 1000,
+        "distill.current_max_start_epoch": 5,
+        "distill.max_start_epoch": 10,
+        "distill.expansion_end": 1000,
+        "distill.lr_img": 10000.0,
+        "distill.lr_y": 2.0,
+        "distill.drop": 0.0,
+        "cam.every": 50,
+    },
+    "ipc10": {
+        **_COMMON,
+        "settings_of": "imagenette ipc10",
+        "distill.ipc": 10,
+        "distill.syn_steps": 40,
+        "distill.batch_syn": 200,
+        "distill.current_max_start_epoch": 10,
+        "distill.max_start_epoch": 20,
+        "distill.expansion_end": 1000,
+        "distill.lr_img": 1000.0,
+        "distill.lr_y": 2.0,
+        "distill.drop": 0.25,
+        "cam.every": 100,
+    },
+    "ipc50": {
+        **_COMMON,
+        "settings_of": "imagenette ipc50",
+        "distill.ipc": 50,
+        "distill.syn_steps": 80,
+        "distill.batch_syn": 128,
+        "distill.current_max_start_epoch": 20,
+        "distill.max_start_epoch": 40,
+        "distill.expansion_end": 2000,
+        "distill.lr_img": 1000.0,
+        "distill.lr_y": 5.0,
+        "distill.drop": 0.375,
+        "cam.every": 200,
+    },
+}
 
 
 def get_config(variant: str = "ipc10"):
-    return published.config("imagenet100", variant)
+    return parse_variant(variant, VARIANTS, "imagenet100")

@@ -14,7 +14,7 @@ release = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]["vers
 
 extensions = ["myst_nb"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "results/*"]
+exclude_patterns = ["_build"]
 
 # Notebooks are shown with the outputs they were saved with; tests/test_notebooks.py runs them.
 nb_execution_mode = "off"

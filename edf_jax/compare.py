@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.flags import default_workdir, parse
 from edf_jax.config.resolve import METHODS, flatten
 from edf_jax.data.coresets import BASELINES
 from edf_jax.evaluate.real_baselines import real_networks
@@ -80,7 +80,7 @@ def _run(argv: list[str]) -> int:
     console.speak_in_lines()
     names = names_of(values.methods, values.ablate, values.rows)
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
-    plan = make_plan(values.config, given_keys(values), names, values.seeds, workdir)
+    plan = make_plan(values.config, names, values.seeds, workdir)
     command = "python -m edf_jax.compare " + shlex.join(argv[1:])
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")

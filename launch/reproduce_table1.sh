@@ -6,4 +6,4 @@ case "${1:-}" in /* | -* | "") folder=() ;; *) folder=("$(realpath -m "$1")"); s
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment
 install_for_gpus
-exec "$venv_python" -m benchmarks.table1 ${folder[@]+"${folder[@]}"} "$@"
+exec "$venv_python" -m experiments.table1 ${folder[@]+"${folder[@]}"} "$@"

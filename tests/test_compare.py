@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edf_jax import compare
+from edf_jax.config import load
 from edf_jax.config.resolve import default_config, flatten, parse_variant
 from edf_jax.report import comparison
 from edf_jax.report.__main__ import main
@@ -45,9 +46,9 @@ _TINY = {
 }
 
 
-def _plan(tmp_path, methods="", ablate="", seeds=1, given=(), **values):
+def _plan(tmp_path, methods="", ablate="", seeds=1, **values):
     config = default_config(**{**_TINY, **values})
-    return make_plan(config, given, names_of(methods, ablate), seeds, tmp_path)
+    return make_plan(config, names_of(methods, ablate), seeds, tmp_path)
 
 
 def _configs(plan, label):
@@ -73,7 +74,7 @@ def test_evaluation_is_the_same_for_all_and_the_methods_numbers_their_own(tmp_pa
 
 
 def test_what_the_user_gave_stands_for_all(tmp_path):
-    plan = _plan(tmp_path, "mtt,edf", given={"distill.threshold"}, **{"distill.threshold": 2.5})
+    plan = _plan(tmp_path, "mtt,edf", **{"distill.threshold": 2.5})
     assert {_configs(plan, label)[0]["distill.threshold"] for label in plan.rows} == {2.5}
 
 
@@ -96,7 +97,7 @@ def test_experts_are_trained_once_and_first(tmp_path):
 
 def test_other_networks_have_experts_of_their_own(tmp_path):
     rows = {"edf": {"method": "edf"}, "wide": {"method": "edf", "model.width": 24}}
-    plan = make_plan(default_config(**_TINY), (), rows, 1, tmp_path)
+    plan = make_plan(default_config(**_TINY), rows, 1, tmp_path)
     trainers = [cell for cell in plan.cells.values() if cell.kind == "experts"]
     assert [cell.config.model.width for cell in trainers] == [_TINY["model.width"], 24]
     assert len({cell.workdir for cell in trainers}) == 2
@@ -105,13 +106,30 @@ def test_other_networks_have_experts_of_their_own(tmp_path):
 def test_methods_are_the_same_whichever_the_config_names(tmp_path):
     names = names_of("mtt,datm,edf", "")
     of_edf, of_mtt = (
-        make_plan(parse_variant(text, {"tiny": _TINY}, "tiny"), (), names, 1, tmp_path)
+        make_plan(parse_variant(text, {"tiny": _TINY}, "tiny"), names, 1, tmp_path)
         for text in ("tiny", "tiny,method=mtt")
     )
     for label in names:
         one, other = _configs(of_edf, label)[0], _configs(of_mtt, label)[0]
         different = {k for k in one if one[k] != other[k]}
         assert all(k.startswith(("evaluate.", "augment.")) for k in different), different
+
+
+def test_published_settings_differ_by_row_but_networks_data_and_evaluation_do_not(tmp_path):
+    config = load("cifar10", "ipc10,evaluate.num=3")
+    plan = make_plan(config, names_of("mtt,datm,edf", ""), 1, tmp_path)
+    rows = [_configs(plan, label)[0] for label in plan.rows]
+    assert [row["distill.lr_img"] for row in rows] == [100.0, 100.0, 1000.0]
+    assert [row["distill.lr_teacher"] for row in rows] == [0.001, 0.01, 0.01]
+    for name in ("model.name", "data.zca", "evaluate.batch", "experts.epochs", "evaluate.num"):
+        assert len({row[name] for row in rows}) == 1, name
+    assert plan.title == "cifar10, 10 images per class, crop ratio 0.25 in all rows"
+
+
+def test_the_title_says_where_the_crop_ratio_is_a_rows_own(tmp_path):
+    rows = {"edf": {"method": "edf"}, "datm": {"method": "datm", "augment.crop_ratio": 0.125}}
+    plan = make_plan(default_config(**_TINY), rows, 1, tmp_path)
+    assert plan.title.endswith("crop ratio 0.125 or 0.25 by row")
 
 
 def test_ablations_change_their_keys_alone(tmp_path):
@@ -157,7 +175,7 @@ def test_rows_of_ones_own_add_to_the_others_or_change_them(tmp_path):
     }
     path.write_text(json.dumps(rows))
     config = default_config(**_TINY)
-    plan = make_plan(config, (), names_of("datm,edf", "", str(path)), 1, tmp_path)
+    plan = make_plan(config, names_of("datm,edf", "", str(path)), 1, tmp_path)
     assert list(plan.rows) == ["datm", "edf", "slow mtt", "herded"]
     (edf,), (mtt,) = _configs(plan, "edf"), _configs(plan, "slow mtt")
     assert (edf["distill.lr_img"], edf["distill.loss_mask"]) == (7.0, "cpd")

@@ -127,7 +127,7 @@ def _commands() -> list[tuple[str, list[str]]]:
 )
 def test_commands_in_the_docs_are_right(page, words):
     module, *arguments = words
-    if module.split(".")[0] not in ("edf_jax", "benchmarks", "tests"):
+    if module.split(".")[0] not in ("edf_jax", "benchmarks", "experiments", "tests"):
         return
     assert importlib.util.find_spec(module) is not None, f"{page} names {module}"
     left_open = any("..." in argument or "$" in argument for argument in arguments)

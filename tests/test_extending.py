@@ -103,7 +103,7 @@ def test_a_method_is_a_function_and_a_name(example, tmp_path):
 
 def test_a_comparison_knows_the_method_and_shares_the_experts(example, tmp_path):
     config = _parsed(example("band.py"))
-    table = make_plan(config, (), names_of("datm,edf,band", ""), 1, tmp_path)
+    table = make_plan(config, names_of("datm,edf,band", ""), 1, tmp_path)
     assert [cell.kind for cell in table.cells.values()].count("experts") == 1
     (band,) = table.rows["band"]
     assert table.cells[band].config.distill.loss_mask == "middle_band"

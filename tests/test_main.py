@@ -13,6 +13,7 @@ import time
 import pytest
 
 from edf_jax.config.flags import parse
+from edf_jax.config.resolve import resolve
 from edf_jax.main import main
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runtime import storage
@@ -46,7 +47,7 @@ def test_help_says_how_and_ends_well(capsys):
 
 def test_a_methods_flag_stands_against_the_variants(tmp_path):
     def threshold(*flags):
-        config = parse(["edf_jax", *flags], lambda values: None).config
+        config = resolve(parse(["edf_jax", *flags], lambda values: None).config)
         return config.method, config.distill.threshold
 
     file = f"--config={tiny_run.ROOT}/configs/imagenette.py:ipc10"

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edf_jax.config.resolve import default_config, resolve
+from edf_jax.config.resolve import parse_variant, resolve
 from edf_jax.data import Dataset, DatasetInfo, Normalisation, Split
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.trajectories import TrajectoryStore
@@ -55,12 +55,8 @@ _NAMES = tuple("abcdefghij"[:CLASSES])
 
 def config(method: str = "edf", **values: Any):
     """A resolved config of a run that takes seconds; a method's own numbers stand."""
-    from edf_jax.config.resolve import set_keys, use_method
-
-    made = default_config(**_VALUES)
-    use_method(made, method)
-    set_keys(made, values)
-    return resolve(made)
+    made = parse_variant("tiny", {"tiny": _VALUES}, "tests")
+    return resolve(made, **{"method": method, **values})
 
 
 def network() -> Network:

@@ -16,8 +16,8 @@ from typing import Any
 
 from edf_jax import stages
 from edf_jax.comp_dd import find_comp_dd
-from edf_jax.config.published import config
-from edf_jax.config.resolve import SCHEMA, default_config, flatten, resolve
+from edf_jax.config import files
+from edf_jax.config.resolve import SCHEMA, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.stage import evaluate_run
@@ -93,9 +93,9 @@ def make_config(options: argparse.Namespace):
     """
 
     subset = find_comp_dd(options.category, options.subset)
-    return _changed(
-        config("comp_dd", f"{subset.name}_ipc1"),
-        {
+    return resolve(
+        files.load("comp_dd", f"{subset.name}_ipc1"),
+        **{
             "seed": options.seed,
             "data.path": options.data_path,
             "data.resolution": options.im_size,
@@ -149,17 +149,11 @@ def _with_model(config, own: Mapping[str, Any], model: str | None, info):
     told = {name: own[name] for name in own if name.startswith("model.") and name in SCHEMA}
     asked = {} if model is None else {**_PLAIN_MODEL, "model.name": model}
     if not told:
-        return _changed(config, asked)
-    matched = _changed(config, told)
-    if model is None or network_for(_changed(config, asked), info) == network_for(matched, info):
+        return resolve(config, **asked)
+    matched = resolve(config, **told)
+    if model is None or network_for(resolve(config, **asked), info) == network_for(matched, info):
         return matched
-    return _changed(matched, {"evaluate.networks": model})
-
-
-def _changed(config, values: Mapping[str, Any]):
-    """A resolved copy of a config with other values."""
-
-    return resolve(default_config(**{**flatten(config), **values}))
+    return resolve(matched, **{"evaluate.networks": model})
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from edf_jax.methods.family import METHODS
 _HEAD = """\
 # Config keys
 
-<!-- Made by `python -m edf_jax.config.docs > docs/configs.md`. Edit edf_jax/config/schema.py instead. -->
+<!-- Made by `python -m edf_jax.config.docs > docs/configs.md` from edf_jax/config/schema.py. -->
 
 Set a key on the command line, `--config.distill.lr_img=500`, or behind the variant,
 `--config=configs/imagenette.py:ipc10,distill.lr_img=500`. A key that there isn't, or a value that
@@ -35,7 +35,9 @@ _TITLES = {
 _METHODS = """\
 ## What each method sets
 
-Parts stand where the config says `auto`; numbers stand unless you give the key yourself.
+Parts stand where the config says `auto`; numbers stand unless you give the key yourself, or the
+config file shows others for the method and IPC. Until then such a number is `None` in a config:
+change `config.method` as you like, `edf_jax.config.resolve` decides at the end.
 """
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax.config.resolve import SCHEMA, unknown_key, use_method
+from edf_jax.config import files
+from edf_jax.config.resolve import SCHEMA, unknown_key
 from edf_jax.runtime.errors import UserError
 
 
@@ -27,7 +28,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
         define: adds the command's own flags.
 
     Returns:
-        The flags; `config` is not resolved yet, but has the numbers of its method.
+        The flags; `config` is not resolved yet.
     """
     from ml_collections import config_flags
 
@@ -56,9 +57,6 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
     config = values.config
     if not hasattr(config, "items"):
         raise UserError(f"get_config() of {files[0]} returns no config: see edf_jax.config")
-    if "method" in _config_flag(values).override_values:
-
-        use_method(config, config.method, given=given_keys(values))
     return values
 
 
@@ -138,16 +136,13 @@ def _found_config(flag: str) -> str:
     if name.lstrip("-") != "config" or not separator:
         return flag
     file, colon, variant = value.partition(":")
-    if pathlib.Path(file).is_file():
+    path = pathlib.Path(file)
+    if path.is_file():
         return flag
-    parts = pathlib.PurePath(file).parts
-    if len(parts) == 2 and parts[0] == "configs":
-        package = pathlib.Path(__file__).parent
-        # Installed they are the package `edf_jax._configs`; in a checkout they lie beside it.
-        for folder in (package / "_configs", package.parent / "configs"):
-            if (folder / parts[1]).is_file():
-                return f"{name}={folder / parts[1]}{colon}{variant}"
-    raise UserError(f"there is no config file {file}")
+    found = files.find(path.stem) if path.parts == ("configs", f"{path.stem}.py") else None
+    if found is None:
+        raise UserError(f"there is no config file {file}")
+    return f"{name}={found}{colon}{variant}"
 
 
 def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
 
 from edf_jax.config.schema import AUTO, FREE, SCHEMA, Key
 from edf_jax.data.coresets import BASELINES
@@ -20,11 +25,11 @@ __all__ = [
     "METHODS",
     "SCHEMA",
     "Key",
+    "Variant",
     "autos",
     "baseline_names",
     "baseline_rates",
     "check_against_data",
-    "copy_config",
     "default_config",
     "flatten",
     "network_list",
@@ -33,8 +38,6 @@ __all__ = [
     "resolve",
     "set_keys",
     "unknown_key",
-    "use_method",
-    "with_values",
 ]
 
 
@@ -47,63 +50,44 @@ _EPOCHS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a config file says of a variant; a config holds it as `variant` until it is resolved.
+
+    Attributes:
+        of_methods: by method, dotted keys and values that are for it; they precede its own.
+        values: those for any other method; what comes with a method precedes them.
+    """
+
+    of_methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def default_config(**values: Any):
     """A config with every default, and dotted keys set: `default_config(**{"distill.ipc": 1})`.
 
-    A `method` comes with its own numbers, unless they are given too.
+    A number that goes by the method is None until one is set; `resolve` fills it.
     """
-    import ml_collections
-
-    config = ml_collections.ConfigDict()
-    for name, key in SCHEMA.items():
-        group, _, leaf = name.rpartition(".")
-        if group and group not in config:
-            config[group] = ml_collections.ConfigDict()
-        (config[group] if group else config)[leaf] = key.default
-    if "method" in values:
-        use_method(config, values["method"], given=values)
+    flat = {
+        name: config_dict.placeholder(key.kind) if _goes_by_method(name) else key.default
+        for name, key in SCHEMA.items()
+    }
+    config = _nested(flat)
     set_keys(config, values)
     return config
 
 
-# The attribute of a config: the method whose numbers it has, and what they took the place of.
-_REPLACED = "_replaced_by_method"
+def _goes_by_method(name: str) -> bool:
+    """Whether a key is a number that comes with a method. Of parts the default says so: 'auto'."""
+    return SCHEMA[name].default != AUTO and any(name in own for own in METHODS.values())
 
 
-def copy_config(config):
-    """A config of its own that can be given another method."""
-    import ml_collections
-
-    copied = ml_collections.ConfigDict(config.to_dict())
-    object.__setattr__(copied, _REPLACED, getattr(config, _REPLACED, ("", {})))
-    return copied
-
-
-def use_method(config, method: str, given: Collection[str] = ()) -> None:
-    """Sets a config's method, and the numbers that come with it.
-
-    Those that the method before brought become again what they were, if the config is the one that
-    it was set on, or a `copy_config` of it (other copies don't know what they were).
-
-    Args:
-        config: changed in place; its parts are left to `resolve`.
-        method: a name in `METHODS`; another name is set as it is, for `resolve` to refuse.
-        given: dotted keys whose values stand, whatever the method says.
-    """
-    flat = flatten(config)
-    before, values = getattr(config, _REPLACED, ("", {}))
-    brought = METHODS.get(before, {})
-    replaced = {
-        k: v for k, v in values.items() if k not in given and flat[k] == brought.get(k)
-    }
-    set_keys(config, {**replaced, "method": method})
-    own = {
-        k: v
-        for k, v in METHODS.get(method, {}).items()
-        if SCHEMA[k].default != AUTO and k not in given
-    }
-    object.__setattr__(config, _REPLACED, (method, {k: {**flat, **replaced}[k] for k in own}))
-    set_keys(config, own)
+def _nested(flat: Mapping[str, Any]):
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, leaf = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[leaf] = value
+    return ml_collections.ConfigDict(nested)
 
 
 def set_keys(config, values: Mapping[str, Any]) -> None:
@@ -117,13 +101,17 @@ def set_keys(config, values: Mapping[str, Any]) -> None:
             raise UserError(unknown_key(name))
         group, _, leaf = name.rpartition(".")
         value = SCHEMA[name].of_text(value)
-        if SCHEMA[name].kind is float and type(value) is int:
-            value = float(value)
         try:
-            (config[group] if group else config)[leaf] = value
+            if value is None:
+                raise TypeError
+            (config[group] if group else config)[leaf] = _as_kind(name, value)
         except (TypeError, ValueError):
             kind = SCHEMA[name].kind.__name__
             raise UserError(f"config key {name}={value!r} must be of type {kind}") from None
+
+
+def _as_kind(name: str, value: Any) -> Any:
+    return float(value) if SCHEMA[name].kind is float and type(value) is int else value
 
 
 def unknown_key(name: str) -> str:
@@ -147,13 +135,20 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
-def parse_variant(text: str, variants: Mapping[str, Mapping[str, Any]], config_name: str):
+def parse_variant(
+    text: str,
+    variants: Mapping[str, Mapping[str, Any]],
+    config_name: str,
+    of_methods: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+):
     """The config of `<variant>[,key=value...]`.
 
     Args:
         text: what follows the colon in `--config=file.py:text`.
         variants: dotted keys and their values, by variant.
         config_name: the file's name, for messages.
+        of_methods: by method and variant, values that were published for another method than the
+            variant's own.
 
     Raises:
         UserError: there is no such variant or key, or a value isn't of its key's type.
@@ -164,17 +159,33 @@ def parse_variant(text: str, variants: Mapping[str, Mapping[str, Any]], config_n
         hint = f"; did you mean {near[0]}?" if near else ""
         known = ", ".join(list(variants)[:12]) + (" ..." if len(variants) > 12 else "")
         raise UserError(f"configs/{config_name}.py has no variant {name!r} (it has {known}){hint}")
-    config = default_config(**variants[name])
-    values = {}
+    values = variants[name]
+    others = {m: v[name] for m, v in (of_methods or {}).items() if name in v}
+    for said in others.values():
+        default_config(**said)  # refuses what can't be
+    config = default_config(**values)
+    for key in {"published", *filter(_goes_by_method, values)}.union(*others.values()):
+        _leave_open(config, key)
+    published = {m: {**said, "published": True} for m, said in others.items()}
+    of = {config.method: values, **published}
+    config.variant = Variant(of, {**values, "published": False})
+    given = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"config variant {text!r}: write {pair!r} as key=value")
-        values[key] = _parse_value(key, value)
-    if "method" in values:
-        use_method(config, values["method"], given=values)
-    set_keys(config, values)
+        given[key] = _parse_value(key, value)
+    set_keys(config, given)
     return config
+
+
+def _leave_open(config, name: str) -> None:
+    """Takes a key's value away, for `resolve` to decide; its type stays."""
+    group, _, leaf = name.rpartition(".")
+    node = config[group] if group else config
+    # A reference is not replaced but set.
+    del node[leaf]
+    node[leaf] = config_dict.placeholder(SCHEMA[name].kind)
 
 
 def _parse_value(name: str, text: str) -> Any:
@@ -191,40 +202,53 @@ def _parse_value(name: str, text: str) -> Any:
         raise UserError(f"config key {name}={text!r} must be of type {kind.__name__}") from None
 
 
-def resolve(config):
-    """A checked copy in which every part that was 'auto' is what the method says.
+def resolve(config, **changes: Any):
+    """A checked copy in which everything that was left open is decided.
+
+    What goes by the method has the value that was given for it (a flag, behind the variant, by
+    hand), else what the variant says for the method, else the method's own, else what the variant
+    says for any method, else the schema's default.
+
+    Args:
+        config: not changed.
+        **changes: dotted keys and values that stand instead of the config's.
 
     Raises:
         UserError: a key is unknown, or a value impossible by itself or beside the others.
     """
-    flat = flatten(config)
+    flat = {**flatten(config), **changes}
+    variant = flat.pop("variant", Variant())
     for name in flat:
         if name not in SCHEMA:
             raise UserError(unknown_key(name))
-    for name, key in SCHEMA.items():
-        if name not in flat:
-            raise UserError(f"config key {name} is missing")
-        fault = key.fault(flat[name])
-        if fault:
-            raise UserError(f"config key {name}={flat[name]!r} {fault}")
-    for name, part in METHODS[flat["method"]].items():
-        if flat[name] == AUTO:
-            flat[name] = part
+    for name in ("method", *changes):
+        _check_value(name, flat)
+    method = flat["method"]
+    defaults = {name: key.default for name, key in SCHEMA.items()}
+    layers = collections.ChainMap(
+        *(variant.of_methods.get(method, {}), METHODS[method], variant.values, defaults)
+    )
+    flat |= {name: layers[name] for name, value in flat.items() if value in (None, AUTO)}
+    for name in SCHEMA:
+        _check_value(name, flat)
     if flat["distill.alpha_step"] == AUTO:
         flat["distill.alpha_step"] = "log" if "distill.lr_lr" in autos(flat) else "plain"
     _check_epochs(flat)
     _check_together(flat)
-    return default_config(**flat)
+    return _nested({name: _as_kind(name, flat[name]) for name in SCHEMA})
+
+
+def _check_value(name: str, flat: Mapping[str, Any]) -> None:
+    if name not in flat:
+        raise UserError(f"config key {name} is missing")
+    fault = SCHEMA[name].fault(flat[name])
+    if fault:
+        raise UserError(f"config key {name}={flat[name]!r} {fault}")
 
 
 def autos(flat: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys of a flat config whose numbers are to be found from the data."""
     return tuple(name for name, value in flat.items() if SCHEMA[name].is_auto(value))
-
-
-def with_values(config, values: Mapping[str, Any]):
-    """A resolved copy with other values under some dotted keys."""
-    return resolve(default_config(**{**flatten(config), **values}))
 
 
 def reckoned(config):
@@ -241,7 +265,7 @@ def reckoned(config):
         values[last] = max(1, min(values[last], values[epochs] - values[targets] + 1))
     if first in unknown:
         values[first] = min(values[first], values[last])
-    return with_values(config, values)
+    return resolve(config, **values)
 
 
 def _check_epochs(flat: Mapping[str, Any]) -> None:

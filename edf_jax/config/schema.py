@@ -16,7 +16,8 @@ _RUN = {
         "edf", "fills every part that is 'auto', and sets its own numbers", choices=tuple(METHODS)
     ),
     "published": Key(
-        False, "whether the settings were published for this dataset and IPC (a label for people)"
+        False,
+        "whether the settings were published for this dataset, IPC and method (a label for people)",
     ),
     "settings_of": Key(
         "", "the published dataset and IPC that the settings are those of (a label for people)"
@@ -288,6 +289,13 @@ _EVALUATE = {
     ),
     "evaluate.kd_batch": Key(
         0, "their batch size; 0 is the protocol's own", "RDED (2312.03526)", at_least=0
+    ),
+    "evaluate.bn_updates": Key(
+        1,
+        "rded protocol: how often a step moves batch-norm statistics; 2 as the official code does, "
+        "which shows the unmixed batch first",
+        at_least=1,
+        at_most=2,
     ),
     "evaluate.num": Key(5, "networks trained from scratch", at_least=1),
     "evaluate.epochs": Key(1000, "E_eval; one more is run", _EDF, at_least=1),

@@ -162,12 +162,13 @@ def paste(images: jax.Array, others: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.where(inside[..., None], others, images)
 
 
-def rded(key: jax.Array, images: jax.Array) -> jax.Array:
+def rded(key: jax.Array, images: jax.Array, mixed: bool = True) -> jax.Array:
     """RDED's augmentation of a batch: halves swapped, a crop of 0.5 to 1, a flip, CutMix.
 
     Args:
         key: for all draws.
         images: `[n, H, W, C]`.
+        mixed: False gives the same batch before CutMix.
     """
     n, height, width, _ = images.shape
     size = (height, width)
@@ -176,6 +177,8 @@ def rded(key: jax.Array, images: jax.Array) -> jax.Array:
     images = swap_halves(images, swaps[0], swaps[1])
     images = resized_crop(images, draw_crops(crop_key, n, size, 0.5))
     images = flip(images, jax.random.bernoulli(flip_key, 0.5, (n,)))
+    if not mixed:
+        return images
     mix = draw_mix(mix_key, n, size)
     return paste(images, images[mix.partners], mix.box)
 

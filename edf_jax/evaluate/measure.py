@@ -139,6 +139,7 @@ class Bench:
                 epochs=options.kd_epochs,
                 batch=batch,
                 augmented=trial.augmented,
+                bn_updates=options.bn_updates,
             )
         if trial.protocol == "sre2l":
             return protocols.Sre2lEvaluator(
@@ -162,8 +163,20 @@ class Bench:
         num_classes = self.dataset.info.num_classes
         own = protocols.SRE2L_BATCH
         if trial.protocol == "rded":
-            own = protocols.rded_batch(count // num_classes, num_classes)
+            own = protocols.rded_batch(
+                count // num_classes,
+                num_classes,
+                self.dataset.info.name,
+                cifar100_convnets=self._cifar100_convnets(trial),
+            )
         return min(options.kd_batch or own, count)
+
+    def _cifar100_convnets(self, trial: Trial) -> bool:
+        """Whether it is the one case to which RDED's code gives a batch size and a rate."""
+        if trial.protocol != "rded" or self.dataset.info.name != "cifar100":
+            return False
+        both = self.network(trial.network, trial.protocol), self.teacher.network
+        return all(network.name.startswith("ConvNet") for network in both)
 
     def epochs(self, trial: Trial) -> int:
         """How many epochs a trial trains, the search for a rate included."""
@@ -196,6 +209,8 @@ class Bench:
             identity["rate"] = options.baseline_rates if known is None else known
         else:
             identity |= {"epochs": options.kd_epochs, "teacher": self.teacher.digest}
+        if trial.protocol == "rded" and options.bn_updates != 1:
+            identity["bn_updates"] = options.bn_updates
         return identity
 
     def _known_rate(self, trial: Trial) -> float | None:
@@ -225,7 +240,9 @@ class Bench:
         if trial.protocol == "plain":
             rate, how = self._rate(trial, evaluator, on_epochs)
         else:
-            rate, how = protocols.rate_of(evaluator.network), "the protocol's"
+            special = self._cifar100_convnets(trial)
+            rate = protocols.rate_of(evaluator.network, cifar100_convnets=special)
+            how = "the protocol's"
         if trial.protocol == "rded":
             targets = np.zeros(len(subject.images), np.int32)
             checks = ", ".join(str(e + 1) for e in protocols.rded_checks(evaluator.total))

@@ -29,8 +29,15 @@ _RATES = {"AlexNet": 1e-4, "VGG11": 5e-4, "ViT": 1e-4}
 SRE2L_BATCH = 1024
 
 
-def rate_of(network: Network) -> float:
-    """AdamW's rate: 1e-3, but for the architectures to which RDED's official code gives another."""
+def rate_of(network: Network, *, cifar100_convnets: bool = False) -> float:
+    """AdamW's rate: 1e-3, but where RDED's official code gives another.
+
+    Args:
+        network: the student's; some architectures have rates of their own.
+        cifar100_convnets: a ConvNet teaches a ConvNet on CIFAR-100, by RDED's protocol.
+    """
+    if cifar100_convnets:
+        return 2e-3
     family = next((name for name in _RATES if network.name.startswith(name)), None)
     return RATE if family is None else _RATES[family]
 
@@ -48,8 +55,18 @@ def schedule(epochs: int, rate: jax.Array, *, halves: float) -> Epochs:
     return Epochs(index, rates, jnp.zeros(epochs, bool))
 
 
-def rded_batch(ipc: int, num_classes: int) -> int:
-    """RDED's batch size: 10, 50, 100 from IPC 1, 10, 50 on, twice that from 100 classes on."""
+def rded_batch(
+    ipc: int, num_classes: int, dataset: str = "", *, cifar100_convnets: bool = False
+) -> int:
+    """RDED's batch size: 10, 50, 100 from IPC 1, 10, 50 on, twice that from 100 classes on.
+
+    Its official code has 100 on Tiny-ImageNet, and 25 where a ConvNet teaches a ConvNet on
+    CIFAR-100.
+    """
+    if cifar100_convnets:
+        return 25
+    if dataset == "tiny_imagenet":
+        return 100
     batch = 10 if ipc < 10 else 50 if ipc < 50 else 100
     return batch * (2 if num_classes >= 100 else 1)
 
@@ -83,6 +100,7 @@ class RdedEvaluator(Trials):
         epochs: int,
         batch: int,
         augmented: bool = True,
+        bn_updates: int = 1,
     ):
         """Prepares the recipe.
 
@@ -95,16 +113,20 @@ class RdedEvaluator(Trials):
             epochs: how many.
             batch: training batch size.
             augmented: False leaves the images as they are (for the augmentation-robust score).
+            bn_updates: 2 moves batch-norm statistics by the unmixed batch too, before the mixed
+                one, as the official loop does.
         """
+        augment = crops.rded if augmented else lambda key, images, mixed: images
 
         def make_recipe(arrays) -> Recipe:
             return Recipe(
                 network,
                 kl_loss,
                 adamw(network, WEIGHT_DECAY),
-                crops.rded if augmented else lambda key, images: images,
+                functools.partial(augment, mixed=True),
                 lambda images: images,
                 batch,
+                observe=functools.partial(augment, mixed=False) if bn_updates == 2 else None,
                 teach=functools.partial(teacher.logits, arrays),
                 mixes=augmented,
             )

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from edf_jax import distilled_set
-from edf_jax.config.flags import default_workdir, given_keys, parse
+from edf_jax.config.flags import default_workdir, parse
 from edf_jax.config.resolve import METHODS, network_list, resolve
 from edf_jax.data import Dataset
 from edf_jax.data.coresets import BASELINES
@@ -91,9 +91,7 @@ def _run(argv: list[str]) -> int:
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
     command = "python -m edf_jax.evaluate.table " + shlex.join(argv[1:])
     with preemption.listening():
-        table = make_table(
-            values.config, given_keys(values), sets, protocols, networks, workdir, command
-        )
+        table = make_table(values.config, sets, protocols, networks, workdir, command)
     print(to_markdown(table))
     sys.stdout.flush()
     shown = ("set", "protocol", "network", "mean", "std", "interval", "num_eval")
@@ -137,7 +135,6 @@ def parse_sets(text: str) -> dict[str, str]:
 
 def make_table(
     config,
-    given: set[str],
     sets: Mapping[str, str],
     protocols: Sequence[str],
     networks: Sequence[str],
@@ -147,8 +144,7 @@ def make_table(
     """Distils what is to be distilled, measures what isn't measured, and writes the table.
 
     Args:
-        config: not resolved.
-        given: keys that the user gave: they stand for every method.
+        config: not resolved. What the user gave stands for every method.
         sets: as `parse_sets` makes them.
         protocols: of `PROTOCOLS`.
         networks: names, as `evaluate.networks` has them.
@@ -163,7 +159,7 @@ def make_table(
     devices.set_up(resolved.precision, deterministic=resolved.deterministic)
     busy = f"another process works on {workdir}: wait for it or give another --workdir"
     with storage.locked(workdir, busy):
-        cells = _distil(config, given, [n for n in sets if not sets[n]], workdir, command)
+        cells = _distil(config, [n for n in sets if not sets[n]], workdir, command)
         table = _measure(resolved, sets, cells, protocols, networks, workdir, command)
         storage.write_text(workdir / "protocols.md", to_markdown(table))
         storage.write_text(workdir / "protocols.csv", to_csv(table))
@@ -171,13 +167,13 @@ def make_table(
     return table
 
 
-def _distil(config, given: set[str], names: Sequence[str], workdir: pathlib.Path, command: str):
+def _distil(config, names: Sequence[str], workdir: pathlib.Path, command: str):
     """The finished cells of the methods, by name."""
 
     methods = {name: {"method": name} for name in names if name in METHODS}
     if not methods:
         return {}
-    plan = make_plan(config, given, methods, 1, workdir)
+    plan = make_plan(config, methods, 1, workdir)
     dataset = prepare(resolve(config))
     for cell in plan.cells.values():
         with Run(cell.workdir, cell.config, command) as run, open_metrics(cell.workdir) as metrics:

@@ -69,8 +69,8 @@ EXPERT_SCHEDULES: dict[str, Callable[[int], curriculum.Share]] = {
 
 
 # What the methods of the family are: the parts of the loop that each chooses, and the numbers that
-# come with it. A part stands where a config says 'auto'; a number stands unless the user gives
-# another (`config.use_method`).
+# come with it. A part stands where a config says 'auto'; a number stands unless the user, or the
+# config's variant for this method, gives another (`edf_jax.config.resolve`).
 _HARD_LABELS: dict[str, Any] = {
     "experts.optimizer": "sgd",
     "experts.schedule": "all",
@@ -89,6 +89,7 @@ _HARD_LABELS: dict[str, Any] = {
 _LEARNED_LABELS: dict[str, Any] = {
     "experts.optimizer": "gsam",
     "experts.schedule": "all",
+    "augment.crop_ratio": 0.125,
     "distill.start_schedule": "sequential",
     "distill.loss_mask": "none",
     "distill.labels": "soft_learned",
@@ -109,5 +110,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ftd": {**_HARD_LABELS, "experts.optimizer": "gsam", "distill.average": 0.9995},
     "datm": _LEARNED_LABELS,
     "pad": {**_LEARNED_LABELS, "experts.schedule": "pad", "distill.loss_mask": "deep_layers"},
-    "edf": {**_LEARNED_LABELS, "distill.loss_mask": "cpd", "distill.pixel_weight": "dae"},
+    "edf": {
+        **_LEARNED_LABELS,
+        "augment.crop_ratio": 0.25,
+        "distill.loss_mask": "cpd",
+        "distill.pixel_weight": "dae",
+    },
 }

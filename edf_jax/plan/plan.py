@@ -11,8 +11,15 @@ import pathlib
 import shutil
 from typing import Any
 
-from edf_jax.config import published
-from edf_jax.config.resolve import autos, flatten, network_list, reckoned
+from edf_jax.config import files
+from edf_jax.config.resolve import (
+    METHODS,
+    SCHEMA,
+    autos,
+    flatten,
+    network_list,
+    reckoned,
+)
 from edf_jax.data.describe import describe_dataset
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
@@ -22,6 +29,9 @@ from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
+
+# Whose settings a config file's are where it doesn't say.
+_EDF = SCHEMA["method"].default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,11 +273,15 @@ def to_text(plan: Plan) -> str:
 
 def _run_lines(plan: Plan) -> list[str]:
     config = plan.config
-    settings = "unpublished settings"
-    if config.published:
-        settings = f"settings published for EDF ({config.settings_of})"
-    elif config.settings_of:
-        settings = f"unpublished: settings of {config.settings_of}"
+    method, of = config.method.upper(), config.settings_of
+    if not of:
+        settings = "unpublished settings"
+    elif config.published:
+        settings = f"settings published for {method} ({of})"
+    elif config.method == _EDF:
+        settings = f"unpublished: settings of {of}"
+    else:
+        settings = f"settings of EDF's config ({of}), not published for {method}"
     changed = ", ".join(_changed(config))
     lines = [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
@@ -282,14 +296,18 @@ def _run_lines(plan: Plan) -> list[str]:
 
 def _changed(config) -> list[str]:
     """The keys of the distillation that differ from the settings a config says it has."""
-
-    dataset, _, ipc = config.settings_of.partition(" ipc")
-    flat, of = flatten(config), published.rows().get(dataset, {})
-    there = published.settings(dataset, ipc) if ipc in of else {}
+    settings = files.load_settings(config.settings_of)
+    if settings is None:
+        return []
+    flat = flatten(config)
+    said = settings.variant.of_methods.get(config.method if config.published else _EDF, {})
+    # In another method's settings a method has its own numbers.
+    own = {} if config.published or config.method == _EDF else METHODS[config.method]
     return [
         name
-        for name, value in there.items()
-        if name.startswith(("distill.", "cam.", "evaluate.")) and flat[name] != value
+        for name, value in said.items()
+        if name.startswith(("distill.", "cam.", "evaluate."))
+        and flat[name] not in (value, own.get(name, value))
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,10 +144,6 @@ def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
         trainer = plan.cells[identity]
         experts = trainer.name, float(_result(trainer)["stages"].get("experts", 0.0))
     device = [m for result in results if (m := result.get("peak_device_memory_mb")) is not None]
-    own = [
-        sum(s for stage, s in result["stages"].items() if stage not in _NOT_THE_METHODS)
-        for result in results
-    ]
     last = _figure(results, kind)
     if last is None:
         raise UserError(f"{cells[0].workdir} has no result of kind {kind}: remove it")
@@ -156,11 +152,16 @@ def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
         last,
         _figure(results, "best_on_test"),
         _figure(results, "average"),
-        float(np.mean(own)),
+        float(np.mean([own_seconds(result) for result in results])),
         max(result["peak_memory_mb"] for result in results),
         max(device, default=None),
         experts,
     )
+
+
+def own_seconds(result: Mapping[str, Any]) -> float:
+    """What a run took for itself alone: distilling and evaluating, without what others share."""
+    return sum(s for stage, s in result["stages"].items() if stage not in _NOT_THE_METHODS)
 
 
 def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:

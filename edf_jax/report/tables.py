@@ -15,7 +15,15 @@ from edf_jax.runs.statistics import interval95
 from edf_jax.runtime.progress import duration
 
 # Where a run lives, and what does not change its result.
-_NOT_SETTINGS = ("log.", "parallel.", "data.cache_dir", "data.path", "data.workers", "experts.dir")
+NOT_SETTINGS = (
+    "data.cache_dir",
+    "data.path",
+    "data.workers",
+    "experts.dir",
+    "log.",
+    "parallel.",
+    "teacher.dir",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +254,7 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(_NOT_SETTINGS)
+        if not key.startswith(NOT_SETTINGS)
         and any(own.get(key) != settings[0].get(key) for own in settings)
     ]
 

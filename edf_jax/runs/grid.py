@@ -7,19 +7,10 @@ import difflib
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from edf_jax.config.resolve import (
-    METHODS,
-    SCHEMA,
-    copy_config,
-    flatten,
-    resolve,
-    set_keys,
-    unknown_key,
-    use_method,
-)
+from edf_jax.config.resolve import AUTO, METHODS, SCHEMA, flatten, resolve, unknown_key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import gradcam
 from edf_jax.runtime import storage
@@ -41,8 +32,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         for drop in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
     },
 }
-# The same for every row, whatever a method's own code does.
-_EVALUATION = ("evaluate.", "augment.")
+# The same for every row, whatever a method's own code or published settings do.
+_EQUAL = ("evaluate.", "augment.", "data.", "model.", "experts.", "distill.eval_every")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
@@ -140,7 +131,6 @@ def _split(text: str, flag: str, known: Collection[str]) -> list[str]:
 
 def make_plan(
     config,
-    given: Iterable[str],
     rows: Mapping[str, Mapping[str, Any]],
     seeds: int,
     workdir: pathlib.Path,
@@ -148,8 +138,7 @@ def make_plan(
     """The cells of a table; rows that come to the same run share it.
 
     Args:
-        config: not resolved.
-        given: keys that the user gave: they stand for every row but one that ablates them.
+        config: not resolved. What the user gave stands for every row but one that ablates it.
         rows: as `names_of` makes them.
         seeds: repetitions, from the config's seed on; they share the experts.
         workdir: cells get folders in it.
@@ -157,14 +146,14 @@ def make_plan(
     Raises:
         UserError: a row's config is impossible.
     """
-    plan = Plan(_title(config, rows, seeds), {}, {}, {})
+    plan = Plan("", {}, {}, {})
     trainers: dict[str, Cell] = {}
     cells: dict[str, Cell] = {}
     folders: dict[str, str] = {}
     for label, changes in rows.items():
         plan.rows[label] = []
         for seed in range(config.seed, config.seed + seeds):
-            resolved = _cell_config(config, given, changes, seed, workdir)
+            resolved = _cell_config(config, changes, seed, workdir)
             baseline = changes.get("baseline", "")
             identity = storage.digest_of_record({**flatten(resolved), "baseline": baseline})
             if identity not in cells:
@@ -177,6 +166,7 @@ def make_plan(
             plan.rows[label].append(identity)
     # Experts first, so that no method's time or memory is theirs.
     plan.cells = {**trainers, **cells}
+    plan.title = _title(config, [cell.config for cell in cells.values()], seeds)
     return plan
 
 
@@ -194,35 +184,28 @@ def _trainer(trainers: dict[str, Cell], config, workdir: pathlib.Path) -> str:
     return identity
 
 
-def _cell_config(
-    config, given: Iterable[str], changes: Mapping[str, Any], seed: int, workdir: pathlib.Path
-):
+def _cell_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
-    own = copy_config(config)
-    changes = dict(changes)
-    changes.pop("baseline", None)
-    if "method" in changes:
-        evaluation = [name for name in flatten(config) if name.startswith(_EVALUATION)]
-        use_method(own, changes.pop("method"), given={*given, *evaluation})
-    set_keys(
-        own,
-        {
-            **changes,
-            "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
-            "experts.dir": config.experts.dir or str(workdir / "experts"),
-            "seed": seed,
-            "evaluate.baselines": "",
-        },
-    )
-    return resolve(own)
+    own = flatten(resolve(config))
+    equal = {k: v for k, v in own.items() if k.startswith(_EQUAL) and SCHEMA[k].default != AUTO}
+    shared = {
+        "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
+        "experts.dir": config.experts.dir or str(workdir / "experts"),
+        "seed": seed,
+        "evaluate.baselines": "",
+    }
+    changed = {name: value for name, value in changes.items() if name != "baseline"}
+    return resolve(config, **{**equal, **changed, **shared})
 
 
 def _slug(label: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
-def _title(config, rows: Sequence[str] | Mapping[str, Any], seeds: int) -> str:
+def _title(config, of_cells: Sequence[Any], seeds: int) -> str:
     images = f"{config.distill.ipc} image{'s' if config.distill.ipc > 1 else ''} per class"
     what = config.data.subset or config.data.name or config.data.source
     repeated = f", {seeds} seeds" if seeds > 1 else ""
-    return f"{what}, {images}{repeated}"
+    ratios = sorted({cell.augment.crop_ratio for cell in of_cells})
+    where = "in all rows" if len(ratios) == 1 else "by row"
+    return f"{what}, {images}{repeated}, crop ratio {' or '.join(map(str, ratios))} {where}"

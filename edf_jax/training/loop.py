@@ -67,6 +67,8 @@ class Recipe:
         batch: the batches' size; the last of an epoch may be smaller.
         gsam: None for plain gradients.
         teach: makes the targets of augmented inputs, in place of the stored ones.
+        observe: of a batch, by the key of `augment`: inputs of a first pass, which only moves
+            batch-norm statistics. None for no such pass.
         mixes: whether `augment` mixes the images of a batch, so that none may be padding.
     """
 
@@ -78,6 +80,7 @@ class Recipe:
     batch: int
     gsam: Gsam | None = None
     teach: Teach | None = None
+    observe: Augment | None = None
     mixes: bool = False
 
     @property
@@ -153,11 +156,18 @@ def train_step(
         (state, images, targets, mask, key)
     )
     augment_key, network_key = jax.random.split(key)
-    inputs = recipe.augment(augment_key, recipe.prepare(images))
+    prepared = recipe.prepare(images)
+    inputs = recipe.augment(augment_key, prepared)
     if recipe.teach is not None:
         targets = recipe.teach(inputs)
+    batch_stats = state.batch_stats
+    if recipe.observe is not None and recipe.network.has_batch_stats:
+        seen = recipe.observe(augment_key, prepared)
+        _, batch_stats = recipe.network.apply_and_update(
+            state.theta, seen, batch_stats, rng=network_key
+        )
 
-    value_and_grad = _value_and_grad(recipe, state.batch_stats, inputs, targets, mask, network_key)
+    value_and_grad = _value_and_grad(recipe, batch_stats, inputs, targets, mask, network_key)
     if recipe.gsam is None:
         (value, batch_stats), gradient = value_and_grad(state.theta)
     else:

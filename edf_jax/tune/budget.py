@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax.config.resolve import autos, flatten, reckoned, with_values
+from edf_jax.config.resolve import autos, flatten, reckoned, resolve
 from edf_jax.data.describe import describe_dataset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
@@ -89,7 +89,7 @@ def settle(config, workdir: pathlib.Path, *, measure: bool = True):
     found = processes.shared("sizes", lambda: _of_folder(workdir, wanted))
     if found is None:
         found = processes.shared("sizes", lambda: _choose(config, wanted, measure))
-    return with_values(config, found)
+    return resolve(config, **found)
 
 
 def _of_folder(workdir: pathlib.Path, wanted: list[str]) -> dict[str, Any] | None:
@@ -154,7 +154,7 @@ def _sizes(config) -> list[Sizes]:
     open_keys = autos(flat)
     resolutions = [config.data.resolution]
     if "data.resolution" in open_keys:
-        own = describe_dataset(with_values(config, {"data.resolution": 0}).data)
+        own = describe_dataset(resolve(config, **{"data.resolution": 0}).data)
         if not own.available:
             raise UserError(own.advice)
         side = min(own.image_shape[:2])
@@ -163,9 +163,7 @@ def _sizes(config) -> list[Sizes]:
     found = []
     for resolution in resolutions:
         for width in widths:
-            sized = with_values(
-                config, {"data.resolution": resolution, "model.width": width}
-            )
+            sized = resolve(config, **{"data.resolution": resolution, "model.width": width})
             found.append(_size(sized, describe_dataset(sized.data)))
     return found
 
@@ -196,7 +194,7 @@ def _speeds(config, measure: bool):
     known = {}
     # A small network leaves much of an accelerator idle, so a large one is timed beside it.
     for resolution, width in ((32, 32),) if is_cpu else ((32, 32), (64, 128)):
-        sized = with_values(config, {"data.resolution": resolution, "model.width": width})
+        sized = resolve(config, **{"data.resolution": resolution, "model.width": width})
         network = network_for(sized, describe_dataset(sized.data))
         known[float(forward_flops(network))] = measured_speed(network)
     forwards = sorted(known)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from edf_jax.config.resolve import with_values
+from edf_jax.config.resolve import resolve
 from edf_jax.data import Dataset, Split
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.train import expert_after, expert_recipe
@@ -212,7 +212,7 @@ class Gradients:
             "distill.momentum_lr": 0.0, "distill.threshold": 0.0, "distill.average": 0.0,
             "distill.trajectories": 1, "parallel.trajectory": 1,
         }  # fmt: skip
-        self._config, alone = config, with_values(config, values)
+        self._config, alone = config, resolve(config, **values)
         self._iterate = make_iteration(alone, network, len(initial.images))
         self._rest = functools.partial(initial_state, alone.distill)
         self._first = Learnable(

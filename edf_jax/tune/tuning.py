@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax.config.resolve import autos, flatten, reckoned, with_values
+from edf_jax.config.resolve import autos, flatten, reckoned, resolve
 from edf_jax.data import Dataset, Split
 from edf_jax.data.held_out import hold_out
 from edf_jax.distilled_set import DistilledSet
@@ -88,7 +88,7 @@ class Tuning:
 
     def _settle(self) -> None:
         chosen = {k: v for k, v in self._record["chosen"].items() if k in self._autos}
-        self.config = with_values(self.asked, chosen) if chosen else self.asked
+        self.config = resolve(self.asked, **chosen) if chosen else self.asked
 
     def lacks(self, *keys: str) -> list[str]:
         """Those of some keys that are still to be chosen."""
@@ -182,7 +182,7 @@ class Tuning:
     def training_config(self):
         """The config that experts are trained with: perhaps for more epochs than are used."""
         trained = self._record.get("trained_epochs")
-        return with_values(self.config, {"experts.epochs": trained}) if trained else self.config
+        return resolve(self.config, **{"experts.epochs": trained}) if trained else self.config
 
     def after_experts(self, dataset: Dataset, store: TrajectoryStore) -> bool:
         """Looks at trained experts, where their epochs are to be chosen.

@@ -14,14 +14,12 @@ from edf_jax.config.resolve import (
     METHODS,
     SCHEMA,
     check_against_data,
-    copy_config,
     default_config,
     flatten,
     parse_variant,
     resolve,
     set_keys,
     unknown_key,
-    use_method,
 )
 from edf_jax.runtime.errors import UserError
 
@@ -136,18 +134,63 @@ def test_a_variant_takes_further_keys():
 def test_another_method_takes_its_predecessors_numbers_away():
     variants = {"small": {"distill.threshold": 1.2, "distill.min_start_epoch": 3}}
     config = parse_variant("small,method=mtt", variants, "test")
-    assert (config.distill.threshold, config.distill.min_start_epoch) == (0.0, 0)
+    resolved = resolve(config)
+    assert (resolved.distill.threshold, resolved.distill.min_start_epoch) == (0.0, 0)
     config.distill.min_start_epoch = 1  # by hand, so it stands
-    use_method(config, "ftd")
-    assert (config.distill.threshold, config.distill.average) == (0.0, 0.9995)
-    use_method(copied := copy_config(config), "edf")
-    assert copied.distill.threshold == 1.2
-    assert copied.distill.average == default_config().distill.average
-    assert copied.distill.min_start_epoch == 1
-    assert config.method == "ftd" and config.distill.threshold == 0.0
+    config.method = "ftd"
+    resolved = resolve(config)
+    assert (resolved.distill.threshold, resolved.distill.average) == (0.0, 0.9995)
+    config.method = "edf"
+    resolved = resolve(config)
+    assert resolved.distill.threshold == 1.2
+    assert resolved.distill.average == SCHEMA["distill.average"].default
+    assert resolved.distill.min_start_epoch == 1
     given = parse_variant("small,method=mtt,distill.threshold=0.5", variants, "test")
-    use_method(given, "datm")
-    assert given.distill.threshold == 0.5
+    given.method = "datm"
+    assert resolve(given).distill.threshold == 0.5
+
+
+_TWO = {"small": {"distill.lr_img": 9.0, "distill.threshold": 1.2, "published": True}}
+_OF_METHODS = {
+    "mtt": {
+        "small": {"distill.lr_img": 3.0, "distill.threshold": 0.7, "distill.labels": "soft_fixed"}
+    }
+}
+
+
+def _two(text, **changes):
+    return resolve(parse_variant(text, _TWO, "test", _OF_METHODS), **changes)
+
+
+def test_what_was_published_for_a_method_precedes_its_own_and_is_no_others():
+    edf, mtt, ftd = (_two(f"small,method={method}") for method in ("edf", "mtt", "ftd"))
+    assert [c.distill.lr_img for c in (edf, mtt, ftd)] == [9.0, 3.0, 9.0]
+    assert [c.distill.threshold for c in (edf, mtt, ftd)] == [1.2, 0.7, 0.0]
+    assert [c.distill.labels for c in (edf, mtt, ftd)] == ["soft_learned", "soft_fixed", "hard"]
+    assert [c.published for c in (edf, mtt, ftd)] == [True, True, False]
+
+
+@pytest.mark.parametrize("method", ["edf", "mtt", "ftd"])
+def test_what_is_given_stands_for_every_method_even_where_it_is_the_variants_value(method):
+    text = f"small,distill.lr_img=9.0,distill.threshold=1.2,method={method}"
+    config = _two(text)
+    assert (config.distill.lr_img, config.distill.threshold) == (9.0, 1.2)
+    changed = _two("small", method=method, **{"distill.lr_img": 5})
+    assert changed.distill.lr_img == 5.0
+
+
+def test_an_unchosen_method_leaves_nothing_behind():
+    config = parse_variant("small", _TWO, "test", _OF_METHODS)
+    before = flatten(config)
+    for method in ("mtt", "ftd", "edf"):
+        config.method = method
+    assert flatten(config) == before
+
+
+def test_a_value_for_a_method_that_cannot_be_is_refused():
+    for said, told in (({"distill.lr_imag": 1}, "lr_img"), ({"distill.ipc": "ten"}, "type int")):
+        with pytest.raises(UserError, match=told):
+            parse_variant("small", _TWO, "test", {"mtt": {"small": said}})
 
 
 @pytest.mark.parametrize(

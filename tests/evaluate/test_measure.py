@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.evaluate import labelled_images, stage
+from edf_jax.evaluate import labelled_images, protocols, stage
 from edf_jax.evaluate import measure as bench_module
 from edf_jax.evaluate.measure import Bench, RealNetworks, Trial
 from edf_jax.evaluate.measured import Ledger
@@ -18,6 +18,7 @@ from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network,
 from edf_jax.models.choose import MATCHED, POOLS, expand, find_network, network_for
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.training.trained import TrainedNetwork
 from tests.evaluation_data import make_config, make_dataset, make_distilled, without_test_pixels
 
 
@@ -55,6 +56,31 @@ def test_a_learned_rate_is_used_on_its_own_network_alone(dataset, tmp_path):
     assert searching._known_rate(Trial(own)) is None
     everywhere = _bench(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
     assert everywhere._known_rate(Trial(own, "MLP")) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "settings"),
+    [
+        ("cifar100", "ConvNetD1W4", "ConvNetD1W4BN", (25, 2e-3)),
+        ("cifar100", "MLP", "ConvNetD1W4BN", (100, 1e-3)),
+        ("cifar100", "ConvNetD1W4", "MLP", (100, 1e-3)),
+        ("cifar10", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+        ("tiny_imagenet", "ConvNetD1W4", "ConvNetD1W4BN", (100, 1e-3)),
+    ],
+)
+def test_rdeds_own_numbers_are_used_where_its_code_has_them(
+    dataset, tmp_path, name, student, teacher, settings
+):
+    info = dataclasses.replace(dataset.info, name=name, class_names=tuple(map(str, range(100))))
+    of = dataclasses.replace(dataset, info=info)
+    taught = TrainedNetwork(network_for(make_config(), info, teacher), (), {}, "a teacher")
+    bench = _bench(make_config(), of, tmp_path, get_teacher=lambda: taught)
+    images = np.zeros((1000, *info.image_shape), np.float32)
+    subject = labelled_images.Subject(images, np.zeros((1000, 100), np.float32))
+    trial = Trial(subject, student, "rded")
+    special = bench._cifar100_convnets(trial)
+    rate = protocols.rate_of(bench.network(student, "rded"), cifar100_convnets=special)
+    assert (bench._batch(trial), rate) == settings
 
 
 def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -61,6 +62,11 @@ def test_rates_fall_along_half_a_cosine_or_a_quarter():
 def test_rded_settings_are_the_published_ones():
     assert [protocols.rded_batch(ipc, 10) for ipc in (1, 10, 50)] == [10, 50, 100]
     assert [protocols.rded_batch(ipc, 100) for ipc in (1, 10, 50)] == [20, 100, 200]
+    tiny = [protocols.rded_batch(ipc, 200, "tiny_imagenet") for ipc in (1, 10, 50)]
+    assert tiny == [100, 100, 100]
+    assert [protocols.rded_batch(ipc, 100, "cifar100") for ipc in (10, 50)] == [100, 200]
+    assert protocols.rded_batch(10, 100, "cifar100", cifar100_convnets=True) == 25
+    assert protocols.rate_of(_network(), cifar100_convnets=True) == 2e-3
     assert protocols.rded_checks(300) == (249, 259, 269, 279, 289, 299)
     assert protocols.rded_checks(4) == (3,)
     assert protocols.rate_of(_network()) == 1e-3
@@ -124,6 +130,76 @@ def test_a_teacher_labels_the_augmented_batch():
     assert seen == [(4, 8, 8, 3)]
     assert float(loss) == pytest.approx(float(expected))
     np.testing.assert_allclose(taught.theta, told.theta, atol=1e-6)
+
+
+def _convolved(network, theta, images):
+    """The first convolution's results, by hand."""
+    first = network.unravel(theta)["body"]["features.0"]
+    kernel, bias = np.float64(first["kernel"]), np.float64(first["bias"])
+    padded = np.pad(np.float64(images), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return np.einsum("nhwcij,ijco->nhwo", windows, kernel) + bias
+
+
+@pytest.mark.parametrize("observed", [None, 3.0])
+def test_a_first_pass_moves_batch_norm_statistics_and_nothing_else(observed):
+    network, images = _network("ConvNetD1W4BN"), _set(4)
+    recipe = training.Recipe(
+        network,
+        losses.soft_cross_entropy,
+        optax.identity(),
+        lambda key, x: 2 * x,
+        lambda x: x,
+        4,
+        observe=None if observed is None else lambda key, x: observed * x,
+    )
+    state = training.initial_state(recipe, jax.random.key(0))
+    targets = jnp.eye(3)[jnp.asarray([0, 1, 2, 0])]
+    step = jax.jit(lambda s: training.train_step(
+        recipe, s, images, targets, None, jax.random.key(1), jnp.float32(0.1)
+    ))
+    trained, _ = step(state)
+    mean, var = np.zeros(4), np.ones(4)
+    for factor in (2.0,) if observed is None else (observed, 2.0):
+        seen = _convolved(network, state.theta, factor * images).reshape(-1, 4)
+        mean = 0.9 * mean + 0.1 * seen.mean(axis=0)
+        var = 0.9 * var + 0.1 * seen.var(axis=0, ddof=1)
+    found = {path[-1].key: x for path, x in
+             jax.tree_util.tree_leaves_with_path(trained.batch_stats)}
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], var, rtol=1e-4)
+    plain = training.train_step(
+        dataclasses.replace(recipe, observe=None),
+        state, images, targets, None, jax.random.key(1), jnp.float32(0.1),
+    )[0]
+    np.testing.assert_allclose(trained.theta, plain.theta, rtol=1e-5, atol=1e-7)
+
+
+def test_rdeds_unmixed_batch_is_the_mixed_one_before_cutmix():
+    images = _set(6)
+    for seed in range(5):
+        plain, mixed = (
+            np.asarray(views.rded(jax.random.key(seed), images, m)) for m in (False, True)
+        )
+        for own, image in zip(plain, mixed):
+            sources = [(image == own) | (image == other) for other in plain]
+            assert any(source.all() for source in sources)
+
+
+def test_rdeds_official_statistics_move_twice_a_step(teacher):
+    network, images = _network("ConvNetD1W4BN"), _set(6)
+    figures = []
+    for updates in (1, 2):
+        evaluator = protocols.RdedEvaluator(
+            network, teacher, images, jnp.zeros(6, jnp.int32), lambda x: x,
+            epochs=1, batch=6, bn_updates=updates,
+        )
+        targets = np.zeros(6, np.int32)
+        figures.append(evaluator.train(images, targets, jnp.full(1, 1e-3), jax.random.key(0)))
+    once, twice = figures
+    np.testing.assert_allclose(once.theta, twice.theta, rtol=1e-5, atol=1e-7)
+    kept = [np.abs(1 - jax.tree.leaves(s.batch_stats)[-1]).mean() for s in (once, twice)]
+    assert not np.allclose(*kept)
 
 
 def _table(teacher, images, *, epochs=3, batch=4, **options):

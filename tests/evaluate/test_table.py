@@ -45,7 +45,7 @@ def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
 
     def make(command):
         protocols = ("plain", "sre2l")
-        return table.make_table(config, set(), sets, protocols, ("matched",), folder, command)
+        return table.make_table(config, sets, protocols, ("matched",), folder, command)
 
     found = make("the command")
     assert [(row["set"], row["protocol"]) for row in found["rows"]] == [

@@ -53,8 +53,12 @@ def test_the_older_methods_have_no_gate_and_start_from_epoch_0(method):
     config = resolve(default_config(method=method))
     assert config.distill.threshold == 0
     assert config.distill.min_start_epoch == 0
-    assert config.augment.crop_ratio == 0.125
     assert config.evaluate.batch == (128 if method == "ftd" else 256)
+
+
+def test_edf_alone_crops_by_a_quarter():
+    ratios = {m: resolve(default_config(method=m)).augment.crop_ratio for m in METHODS}
+    assert ratios == {**dict.fromkeys(METHODS, 0.125), "edf": 0.25}
 
 
 _VARIANTS = {"ipc1": {"distill.threshold": 1.2, "distill.min_start_epoch": 2, "evaluate.batch": 64}}
@@ -405,7 +409,8 @@ def test_pads_loss_leaves_out_the_first_parameters():
 def test_edf_without_its_parts_is_datm_bit_for_bit(store, tmp_path):
     edf = tiny.config("edf", **{"distill.drop": 0.0, "distill.pixel_weight": "none"})
     ours = tiny.run_distillation(edf, tmp_path / "edf", store)
-    theirs = tiny.run_distillation(tiny.config("datm"), tmp_path / "datm", store)
+    datm = tiny.config("datm", **{"augment.crop_ratio": edf.augment.crop_ratio})
+    theirs = tiny.run_distillation(datm, tmp_path / "datm", store)
     np.testing.assert_array_equal(ours.images, theirs.images)
     np.testing.assert_array_equal(ours.labels, theirs.labels)
     assert ours.alpha == theirs.alpha

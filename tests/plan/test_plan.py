@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from edf_jax.config import load
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.models import build_network
@@ -169,9 +170,7 @@ def test_weights_that_are_not_there_are_refused(tmp_path):
 
 
 def test_settings_that_were_changed_are_named():
-    from edf_jax.config import published
-
-    config = resolve(published.config("svhn", "ipc1,distill.lr_y=1"))
+    config = resolve(load("svhn", "ipc1,distill.lr_y=1"))
     text = plan.to_text(plan.make_plan(config, describe_dataset(config.data)))
     assert "settings of cifar-10 ipc1, changed in distill.lr_y" in text
 
@@ -244,12 +243,10 @@ def test_what_no_result_needs_is_not_counted():
 
 
 def test_the_plan_of_the_published_configs_compiles_nothing(monkeypatch):
-    from edf_jax.config import published
-
     def refuse(*_, **__):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
-    config = resolve(published.config("imagenette", "ipc10"))
+    config = resolve(load("imagenette", "ipc10"))
     text = plan.to_text(plan.make_plan(config, describe_dataset(config.data)))
     assert "615,690 parameters" in text and "10,100 snapshots" in text and "not there" in text

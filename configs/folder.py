@@ -1,14 +1,14 @@
 """Your own images: a folder with train/<class>/* and val/<class>/* (or test/<class>/*).
 
-    python -m edf_jax.main --config=configs/folder.py:laptop --config.data.path=/path/to/photos
+    python -m edf_jax.main --config=configs/folder.py:auto --config.data.path=/path/to/photos
 
 The classes are the folders in train/, as many as there are. Images become squares of
 `data.resolution` pixels, which also decides the network's depth: three blocks at 32, four at 64,
 five at 128.
 
-`laptop`: 32x32 and a narrow network, for two CPU cores and from some 40 photos a class. On the 200
-photos in four classes of docs/make_photos.py it took 114 s of CPU time; the plan (--dry_run)
-says, compilation aside, 21 s at --config.data.resolution=32, 1 min at 64 and 6 min at 128.
+`auto` (`laptop` is another name for it): every number is found from the images and from the speed
+of this machine, so that the run takes about 20 minutes; docs/choosing-the-numbers.md says how.
+Behind it may stand what you want otherwise, such as `:auto,minutes=60,ipc=10,resolution=64`.
 `ipc1`, `ipc10`, `ipc50`: 128x128 with ImageNette's settings of the same IPC, for a GPU and a
 thousand photos or more; memory is in the plan, time not measured.
 
@@ -17,7 +17,7 @@ photos gave 46.1% on 600 others of the same making, random real images 32.6%; cr
 overlap, so this says nothing of real photos.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": False,
@@ -79,33 +79,12 @@ VARIANTS = {
         "distill.drop": 0.375,
         "cam.every": 200,
     },
-    "laptop": {
-        "data.source": "folder",
-        "data.resolution": 32,
-        "data.resize": "crop",
-        "model.width": 32,
-        "experts.num": 4,
-        "experts.epochs": 16,
-        "experts.batch": 16,
-        "experts.lr": 0.05,
-        "distill.ipc": 1,
-        "distill.iterations": 200,
-        "distill.syn_steps": 20,
-        "distill.current_max_start_epoch": 2,
-        "distill.max_start_epoch": 8,
-        "distill.expansion_end": 150,
-        "distill.drop": 0.0,
-        "distill.lr_img": 1000.0,
-        "distill.lr_y": 2.0,
-        "distill.lr_teacher": 0.02,
-        "distill.eval_every": 100,
-        "distill.save_every": 25,
-        "cam.every": 25,
-        "evaluate.num": 3,
-        "evaluate.epochs": 300,
-    },
 }
+VARIANTS["auto"] = found.of(
+    {"data.source": "folder", "data.resize": "crop"}, ipc=1, minutes=20
+)
+VARIANTS["laptop"] = VARIANTS["auto"]
 
 
-def get_config(variant: str = "laptop"):
+def get_config(variant: str = "auto"):
     return parse_variant(variant, VARIANTS, "folder")

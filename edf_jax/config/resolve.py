@@ -141,7 +141,7 @@ def parse_variant(
     config_name: str,
     of_methods: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ):
-    """The config of `<variant>[,key=value...]`.
+    """The config of `<variant>[,key=value...]`; of a key the last part will do if no other has it.
 
     Args:
         text: what follows the colon in `--config=file.py:text`.
@@ -174,6 +174,7 @@ def parse_variant(
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"config variant {text!r}: write {pair!r} as key=value")
+        key = _whole_name(key)
         given[key] = _parse_value(key, value)
     set_keys(config, given)
     return config
@@ -186,6 +187,12 @@ def _leave_open(config, name: str) -> None:
     # A reference is not replaced but set.
     del node[leaf]
     node[leaf] = config_dict.placeholder(SCHEMA[name].kind)
+
+
+def _whole_name(name: str) -> str:
+    """A key by its last part, where only one ends so: `ipc` is `distill.ipc`."""
+    whole = [key for key in SCHEMA if key.endswith(f".{name}")]
+    return whole[0] if name not in SCHEMA and len(whole) == 1 else name
 
 
 def _parse_value(name: str, text: str) -> Any:
@@ -229,6 +236,7 @@ def resolve(config, **changes: Any):
         *(variant.of_methods.get(method, {}), METHODS[method], variant.values, defaults)
     )
     flat |= {name: layers[name] for name, value in flat.items() if value in (None, AUTO)}
+    flat = {name: SCHEMA[name].of_text(value) for name, value in flat.items()}
     for name in SCHEMA:
         _check_value(name, flat)
     if flat["distill.alpha_step"] == AUTO:

@@ -17,7 +17,8 @@ import numpy as np
 
 # What is given up of the best for the sake of a smaller number: less noise, less work.
 _OF_FASTEST = 0.25
-_LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE, _EARLY_SHARE = 0.05, 0.85, 0.9, 0.5
+_LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE = 0.05, 0.85, 0.9
+_EARLY_SHARE, _FOLLOWED_SHARE = 0.5, 0.25
 # A student that gets no nearer to a target than this leaves no gradient worth following.
 LEAST_GAIN = 0.03
 _STILL_FALLS = 0.02
@@ -55,7 +56,7 @@ def _or_infinite(values: np.ndarray) -> np.ndarray:
 def choose_expert_rate(losses: Mapping[float, float]) -> float:
     """A quarter of the rate that learns fastest.
 
-    A few steps favour rates so large that a trajectory is mostly noise, which no student can follow.
+    A few steps favour rates so large that a trajectory is mostly noise, which no student follows.
 
     Args:
         losses: held-out, after a few steps, by rate; not finite where training diverged.
@@ -117,15 +118,15 @@ def well_followed(gain: np.ndarray) -> np.ndarray:
 def choose_start_epochs(gain: np.ndarray, starts: Sequence[int]) -> tuple[int, int, int]:
     """The earliest start epoch, and the latest at the first iteration and at the last.
 
-    Later stretches of a trajectory are harder to follow. A distillation begins where students come
-    at least half as far as they do anywhere, and ends where they still come nearer at all: the
-    images are better by then.
+    Later stretches of a trajectory are harder to follow, and now and then the first. A distillation
+    begins where students come at least half as far as they do anywhere, and ends where they still
+    come nearer at all: the images are better by then.
 
     Args:
         gain: `[starts]`, before distillation.
         starts: rising.
     """
-    first = int(np.argmax(well_followed(gain)))
+    first = int(np.argmax(gain >= _FOLLOWED_SHARE * gain.max()))
 
     def last_over(bar: float) -> int:
         for i in range(first + 1, len(starts)):

@@ -38,7 +38,7 @@ _STEPS, _TARGETS, _STARTS = (10, 20, 40), (1, 2, 3), (0, 1 / 6, 1 / 3, 1 / 2, 2 
 # The share of alpha that an iteration moves it by where the matching loss asks for twice it.
 _ALPHA_STEP = 0.02
 _RACE, _JUDGED, _FACTOR, _FIRST = 5, 3, 3.0, 2
-_FEWEST_ITERATIONS, _MOST_ITERATIONS = 50, 3000
+_FEWEST_ITERATIONS, _MOST_ITERATIONS = 50, 1000
 _log = logging.getLogger(__name__)
 
 _FIRST_RATES = (0.025, 0.1, 0.4)
@@ -245,7 +245,7 @@ class Tuning:
         self._choose_alpha_step()
         iterations = self.config.distill.iterations
         self.choose(
-            "distill.expansion_end", max(1, round(iterations * 2 / 3)), "two thirds of all iterations"
+            "distill.expansion_end", max(1, round(iterations * 2 / 3)), "two thirds of the run"
         )
         self._keep(began)
         _log.info("found from the data: %s", " ".join(flags(self._record["chosen"])))

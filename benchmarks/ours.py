@@ -64,7 +64,7 @@ class Matching:
             config,
             network,
             sizes.num_images,
-            store=memory.choose_store(config, network, sizes.num_images, room),
+            memory.place_iteration(config, network, sizes.num_images, room),
         )
         self._weight = jnp.ones((*problem["images"].shape[:3], 1))
 

@@ -17,7 +17,7 @@ from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
 from edf_jax.distill.initial_set import initialise
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.real_baselines import real_networks
 from edf_jax.evaluate.stage import evaluate_run, periodic
@@ -120,7 +120,7 @@ class _Work:
         if not foreign:
             with self.run.stage("distill"):
                 evaluate = periodic(config, dataset)
-                distil(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
         if "evaluate" not in wanted:
             return None
         with self.run.stage("evaluate"):

@@ -30,7 +30,7 @@ from edf_jax.training.trained import TrainedNetwork
 _log = logging.getLogger(__name__)
 
 
-def distil(
+def distill_run(
     config,
     dataset: Dataset,
     store: TrajectoryStore,

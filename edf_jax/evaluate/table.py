@@ -27,7 +27,7 @@ from edf_jax.config.flags import default_workdir, parse
 from edf_jax.config.resolve import METHODS, network_list, resolve
 from edf_jax.data import Dataset
 from edf_jax.data.coresets import BASELINES
-from edf_jax.distill.stage import distil
+from edf_jax.distill.stage import distill_run
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.measure import Bench, Trial
 from edf_jax.evaluate.measured import Ledger
@@ -193,7 +193,7 @@ def _learn(run: Run, kind: str, dataset: Dataset, store: TrajectoryStore, metric
     with run.stage("distill"):
         teacher = functools.partial(get_teacher, config, dataset, workdir, metrics)
         evaluate = periodic(config, dataset)
-        distil(config, dataset, store, metrics, workdir, teacher, evaluate)
+        distill_run(config, dataset, store, metrics, workdir, teacher, evaluate)
 
 
 def _measure(

@@ -9,6 +9,7 @@ other networks.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import types
@@ -21,11 +22,12 @@ from edf_jax.experts.settings import group_size
 from edf_jax.matching import iteration
 from edf_jax.matching.gradient import STORES
 from edf_jax.matching.pixel_weight import make_weight
+from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import gsam
 from edf_jax.models import Network, build_network
 from edf_jax.plan import costs
 from edf_jax.runtime.errors import UserError
-from edf_jax.training import losses, microbatch, parallel, streaming
+from edf_jax.training import losses, streaming
 from edf_jax.training.trained import TrainedNetwork
 
 # XLA's temporaries over the trace's peak.
@@ -81,7 +83,7 @@ def _matching_step(network: Network, batch: int) -> int:
     return costs.peak_bytes(jax.value_and_grad(slope, (0, 1, 2)), theta, images, labels, theta)
 
 
-def iteration_bytes(config, network: Network, num_images: int, batch: int | None = None) -> int:
+def iteration_bytes(config, network: Network, num_images: int, placement: Placement) -> int:
     """Memory of one outer iteration on one device: arguments, results and temporaries.
 
     Temporaries are the activations of one step under grad of jvp, N parameter vectors, a batch's
@@ -91,31 +93,26 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
         config: resolved.
         network: the student's.
         num_images: n.
-        batch: another `distill.batch_syn`.
+        placement: of its work.
     """
     options = config.distill
-    batch = min(batch or options.batch_syn, num_images)
-    shares = parallel.data_shares(config, network, batch)
-    share = math.ceil(batch / shares)
-    at_once = math.ceil(share / microbatch.count_parts(network, share))
-    trajectories = options.trajectories // config.parallel.trajectory
+    at_once = math.ceil(placement.share / placement.microbatches)
+    trajectories = options.trajectories // placement.trajectory
     arguments = _iteration_arguments(config, network, num_images)
-    step = int(_MATCHING * _matching_step(network, at_once))
     on_each = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
-        + step
-        + _AUGMENTED * _bytes(_shape(share, *network.image_shape))
+        + int(_MATCHING * _matching_step(network, at_once))
+        + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)
+        + stored_bytes(config, network, placement.batch, placement.store)
     )
-    if options.store not in ("auto", "nothing"):
-        on_each += stored_bytes(config, network, batch, options.store)
-    return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(config, shares) * on_each
+    return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
 
-def _devices_on_host(config, shares: int) -> int:
+def _devices_on_host(placement: Placement) -> int:
     """How many of a mesh's devices share one memory."""
     on_cpu = jax.default_backend() == "cpu"
-    together = config.parallel.trajectory * shares // jax.process_count()
+    together = placement.trajectory * placement.data // jax.process_count()
     return max(1, together) if on_cpu else 1
 
 
@@ -146,8 +143,8 @@ def stored_bytes(config, network: Network, batch: int, store: str) -> int:
     return config.distill.syn_steps * _bytes(jax.eval_shape(residuals, theta, images, labels))
 
 
-def choose_store(config, network: Network, num_images: int, room: int | None) -> str:
-    """Which of `matching.STORES` an iteration uses.
+def place_iteration(config, network: Network, num_images: int, room: int | None) -> Placement:
+    """Where an iteration's work is placed, and what is stored of its steps.
 
     Args:
         config: resolved; `distill.store=auto` takes the most that fits on one accelerator, and
@@ -157,38 +154,38 @@ def choose_store(config, network: Network, num_images: int, room: int | None) ->
         room: the device's memory in bytes; None if unknown.
 
     Raises:
-        UserError: something is to be stored of a batch that is split over devices.
+        UserError: the network can't have such batches, or something is to be stored of a batch
+            that is split over devices.
     """
-    options = config.distill
-    batch = min(options.batch_syn, num_images)
-    split = parallel.data_shares(config, network, batch) > 1
-    if options.store != "auto":
-        if split and options.store != "nothing":
+    wanted = config.distill.store
+    placement = place(config, network, num_images)
+    check_batches(placement, network, num_images)
+    split = placement.data > 1
+    if wanted != "auto":
+        if split and wanted != "nothing":
             raise UserError(
-                f"distill.store={options.store} is for a batch on one device: set "
-                f"parallel.data=1 (now {config.parallel.data})"
+                f"distill.store={wanted} is for a batch on one device: set parallel.data=1 (now "
+                f"{config.parallel.data})"
             )
-        return options.store
+        return dataclasses.replace(placement, store=wanted)
     if split or room is None or jax.default_backend() == "cpu":
-        return "nothing"
-    needed = iteration_bytes(config, network, num_images)
+        return placement
     for store in ("everything", "products"):
-        if needed + stored_bytes(config, network, batch, store) <= _FILLED * room:
-            return store
-    return "nothing"
+        stored = dataclasses.replace(placement, store=store)
+        if iteration_bytes(config, network, num_images, stored) <= _FILLED * room:
+            return stored
+    return placement
 
 
 def compiled_iteration_bytes(config, network: Network, num_images: int) -> int | None:
     """The same by XLA's account of the compiled iteration; None where the platform gives none."""
-    shares = parallel.data_shares(config, network, min(config.distill.batch_syn, num_images))
-    step: Any = iteration.make_iteration(
-        config, network, num_images, store=choose_store(config, network, num_images, None)
-    )
+    placement = place_iteration(config, network, num_images, None)
+    step: Any = iteration.make_iteration(config, network, num_images, placement)
     compiled = step.lower(*_iteration_arguments(config, network, num_images)).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    return _devices_on_host(config, shares) * (
+    return _devices_on_host(placement) * (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -307,6 +304,7 @@ def fitting_batch(config, network: Network, num_images: int, room: int) -> int |
     batch = min(config.distill.batch_syn, num_images)
     while batch > 1:
         batch //= 2
-        if iteration_bytes(config, network, num_images, batch) <= room:
+        placement = place(config, network, num_images, batch)
+        if iteration_bytes(config, network, num_images, placement) <= room:
             return batch
     return None

@@ -23,7 +23,7 @@ from edf_jax.config.resolve import (
 from edf_jax.data.describe import describe_dataset
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
-from edf_jax.matching import iteration
+from edf_jax.matching.placement import place
 from edf_jax.models.choose import find_network, network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
@@ -103,7 +103,6 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-
     asked, config = config, reckoned(config)
     network = network_for(config, data)
     options = config.evaluate
@@ -113,9 +112,9 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
+    placement = place(config, network, num_images)
     if not options.distilled:
-        iteration.check_batches(config, network, num_images)
-        memory.choose_store(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images, None)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -129,7 +128,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     during = memory.evaluation_bytes(config, network, num_images, data.num_test, options.during_num)
     needs = {
         "experts": memory.experts_bytes(config, network, data.num_train, data.num_test),
-        "iteration": memory.iteration_bytes(config, network, num_images),
+        "iteration": memory.iteration_bytes(config, network, num_images, placement),
         "maps": memory.maps_bytes(config, network, num_images),
         "evaluation": max(*evaluation, during),
     }

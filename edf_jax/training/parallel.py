@@ -17,12 +17,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from edf_jax.models import Network
 from edf_jax.runtime import processes as hosts
 from edf_jax.runtime.errors import UserError
-
-# Fewer images than this on a core aren't worth another one.
-_LEAST_SHARE = 4
 
 TRAJECTORY, DATA, NETWORK = "trajectory", "data", "network"
 
@@ -51,25 +47,6 @@ def matching_mesh(trajectory: int, data: int) -> Mesh | None:
         )
     chosen = _of_every_process(devices, trajectory * data)
     return Mesh(np.asarray(chosen).reshape(trajectory, data), (TRAJECTORY, DATA))
-
-
-def data_shares(config, network: Network, batch: int) -> int:
-    """Over how many devices a student's batch is split.
-
-    Args:
-        config: resolved. `parallel.data=0` takes all of a CPU's cores that trajectories leave,
-            where the rest of the settings allow it, and elsewhere one device.
-        network: the student's.
-        batch: the student's.
-    """
-    if config.parallel.data:
-        return config.parallel.data
-    if jax.default_backend() != "cpu" or jax.process_count() > 1 or network.has_batch_stats:
-        return 1
-    if config.distill.store not in ("auto", "nothing"):
-        return 1
-    cores = jax.device_count() // config.parallel.trajectory
-    return max(1, min(cores, batch // _LEAST_SHARE))
 
 
 def _of_every_process(devices: Sequence[jax.Device], total: int) -> list[jax.Device]:

@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from edf_jax.matching.iteration import Learnable
+from edf_jax.matching.iteration import outer_optimiser
+from edf_jax.matching.iteration import outer_step
+from edf_jax.methods import curriculum
 from edf_jax import distilled_set
 from edf_jax.distill import loop as distill
+from edf_jax.distill import pairs
 from edf_jax.matching.iteration import initial_state
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.training.trained import TrainedNetwork
@@ -30,39 +35,39 @@ def _cam(store):
 
 
 def test_the_bound_grows_in_whole_steps_and_stays():
-    bounds = [distill.start_epoch_bound(it, 2, 8, 100) for it in (0, 16, 17, 50, 99, 100, 500)]
+    bounds = [curriculum.start_epoch_bound(it, 2, 8, 100) for it in (0, 16, 17, 50, 99, 100, 500)]
     assert bounds == [2, 2, 3, 5, 7, 8, 8]
 
 
 def test_a_fixed_bound_is_the_last_one_from_the_start():
-    assert distill.start_bound(tiny.config("mtt"), 0) == 3
-    assert [distill.start_bound(tiny.config("datm"), it) for it in (0, 2, 4)] == [1, 2, 3]
+    assert pairs.start_bound(tiny.config("mtt"), 0) == 3
+    assert [pairs.start_bound(tiny.config("datm"), it) for it in (0, 2, 4)] == [1, 2, 3]
 
 
 def test_choices_follow_from_seed_and_iteration_alone():
     config = tiny.config("mtt", **{"distill.trajectories": 2})
-    forwards = [distill.choices(config, it) for it in range(12)]
-    backwards = [distill.choices(config, it) for it in reversed(range(12))]
+    forwards = [pairs.choices(config, it) for it in range(12)]
+    backwards = [pairs.choices(config, it) for it in reversed(range(12))]
     assert forwards == backwards[::-1]
     other = tiny.config("mtt", **{"distill.trajectories": 2, "seed": 1})
-    assert forwards != [distill.choices(other, it) for it in range(12)]
+    assert forwards != [pairs.choices(other, it) for it in range(12)]
 
 
 @pytest.mark.parametrize("trajectories", [1, 2])
 def test_experts_come_without_replacement(trajectories):
     config = tiny.config("mtt", **{"distill.trajectories": trajectories})
-    experts = [expert for it in range(12) for expert, _ in distill.choices(config, it)]
+    experts = [expert for it in range(12) for expert, _ in pairs.choices(config, it)]
     turns = [experts[i : i + 3] for i in range(0, len(experts), 3)]
     assert all(sorted(turn) == [0, 1, 2] for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 1
 
 
 def test_start_epochs_are_all_those_allowed():
-    drawn = {start for it in range(60) for _, start in distill.choices(tiny.config("mtt"), it)}
+    drawn = {start for it in range(60) for _, start in pairs.choices(tiny.config("mtt"), it)}
     assert drawn == {0, 1, 2}
     values = {"distill.min_start_epoch": 1, "distill.current_max_start_epoch": 2}
     late = tiny.config("datm", **values)
-    assert {start for it in range(60) for _, start in distill.choices(late, it)} == {1, 2}
+    assert {start for it in range(60) for _, start in pairs.choices(late, it)} == {1, 2}
 
 
 # One step.
@@ -70,7 +75,7 @@ def test_start_epochs_are_all_those_allowed():
 
 def _state(options):
     initial = tiny.initial_set()
-    values = distill.Learnable(
+    values = Learnable(
         jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
     )
     return initial_state(options, values)
@@ -78,15 +83,15 @@ def _state(options):
 
 def _gradients(state, seed=0):
     rng = np.random.default_rng(seed)
-    return distill.Learnable(
+    return Learnable(
         *(jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in state.values)
     )
 
 
 def _step(options, state, loss, gradients, threshold):
     weight = jnp.ones((*state.values.images.shape[:3], 1))
-    optimiser = distill.outer_optimiser(options)
-    return distill.outer_step(
+    optimiser = outer_optimiser(options)
+    return outer_step(
         optimiser, state, jnp.float32(loss), gradients, weight, threshold, decay=options.average
     )
 
@@ -132,10 +137,10 @@ def test_the_weight_multiplies_the_pixels_gradient_before_momentum():
     state = _state(options)
     gradients = _gradients(state)
     weight = jnp.asarray(np.random.default_rng(2).uniform(1, 2, (6, 8, 8, 1)), jnp.float32)
-    optimiser = distill.outer_optimiser(options)
+    optimiser = outer_optimiser(options)
     after = state
     for _ in range(2):
-        after, _ = distill.outer_step(optimiser, after, jnp.float32(0), gradients, weight, 1.0)
+        after, _ = outer_step(optimiser, after, jnp.float32(0), gradients, weight, 1.0)
     expected = state.values.images - options.lr_img * (2 + options.momentum_img) * (
         weight * gradients.images
     )
@@ -181,7 +186,7 @@ def test_rows_say_what_was_matched_and_the_bound(tmp_path, store):
     assert [row["step"] for row in rows] == list(range(6))
     assert [row["max_start_epoch"] for row in rows] == [1, 1, 2, 2, 3, 3]
     for row in rows:
-        assert [(row["expert"], row["start_epoch"])] == distill.choices(config, row["step"])
+        assert [(row["expert"], row["start_epoch"])] == pairs.choices(config, row["step"])
     assert [row["step"] for row in tiny.rows(tmp_path, "evaluate")] == [0, 3, 6]
 
 

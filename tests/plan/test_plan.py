@@ -12,6 +12,7 @@ import pytest
 from edf_jax.config import load
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import describe_dataset
+from edf_jax.matching.placement import place
 from edf_jax.models import build_network
 from edf_jax.plan import costs, hours, memory, plan
 from edf_jax.runtime import devices
@@ -106,8 +107,9 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_would():
     room = made.memory["iteration"] // 2
     small = on(made, room)
     batch = memory.fitting_batch(made.config, made.network, made.num_images, room)
+    placement = place(made.config, made.network, made.num_images, batch)
     assert f"set distill.batch_syn={batch}" in plan.to_text(small)
-    assert memory.iteration_bytes(made.config, made.network, made.num_images, batch) <= room
+    assert memory.iteration_bytes(made.config, made.network, made.num_images, placement) <= room
     with pytest.raises(UserError, match="fit into"):
         plan.check_memory(small)
     plan.check_memory(on(made, 2 * max(made.memory.values())))

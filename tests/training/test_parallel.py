@@ -15,6 +15,7 @@ import pytest
 
 from edf_jax import models
 from edf_jax.config import resolve as config
+from edf_jax.matching.placement import place
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import parallel
 
@@ -88,7 +89,7 @@ def test_a_batch_is_split_over_cores_only_where_it_can_be():
         network = models.build_network(
             "ConvNet", num_classes=4, image_shape=(8, 8, 3), width=4, depth=1, norm=norm
         )
-        return parallel.data_shares(settings, network, batch)
+        return place(settings, network, 1000, batch).data
 
     with mock.patch.object(jax, "device_count", lambda: 8):
         assert shares() == 8

@@ -17,7 +17,8 @@ from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
 from edf_jax.distill.initial_set import initialise
-from edf_jax.distill.stage import distill_run
+from edf_jax.distill.stage import distill_run, forget
+from edf_jax.distill.watch import NotLearning
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.real_baselines import real_networks
 from edf_jax.evaluate.stage import evaluate_run, periodic
@@ -116,15 +117,13 @@ class _Work:
                     lambda config: initialise(config, dataset, network, store),
                     lambda: self.run.provenance()["seconds"],
                 )
-        config = self.tuning.config
-        if not foreign:
             with self.run.stage("distill"):
-                evaluate = periodic(config, dataset)
-                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                self._distill(store)
+        config = self.tuning.config
         if "evaluate" not in wanted:
             return None
         with self.run.stage("evaluate"):
-            return evaluate_run(
+            figures = evaluate_run(
                 config,
                 dataset,
                 accuracies,
@@ -133,6 +132,24 @@ class _Work:
                 teacher=self.teacher,
                 provenance=self.run.origin(),
             )
+        return {**figures, **self.tuning.figures()}
+
+
+    def _distill(self, store: TrajectoryStore) -> None:
+        """Distils; where that doesn't learn, with another number from the start."""
+        tuning, workdir = self.tuning, self.run.workdir
+        while True:
+            config = tuning.config
+            evaluate = periodic(config, self.dataset)
+            try:
+                distill_run(
+                    config, self.dataset, store, self.metrics, workdir, self.teacher, evaluate,
+                    tuning.can_mend,
+                )  # fmt: skip
+                return
+            except NotLearning as error:
+                forget(workdir)
+                tuning.mend(error.finding)
 
 
 def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:

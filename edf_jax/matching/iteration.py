@@ -175,7 +175,7 @@ def make_iteration(
     placement = placement or place(config, network, num_images)
     check_batches(placement, network, num_images)
     optimiser = outer_optimiser(options)
-    match = _over_trajectories(_Student(config, network, num_images, placement).match, placement)
+    match = _over_trajectories(Student(config, network, num_images, placement).match, placement)
 
     @jax.jit
     def iteration(state, starts, targets, weight, key):
@@ -201,8 +201,15 @@ def make_iteration(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Student:
-    """How a config's student learns from the synthetic images, and is matched."""
+class Student:
+    """How a config's student learns from the synthetic images, and is matched.
+
+    Attributes:
+        config: resolved.
+        network: its architecture.
+        num_images: n, synthetic.
+        placement: where its work is placed.
+    """
 
     config: Any
     network: Network

@@ -24,6 +24,7 @@ from edf_jax.data.describe import describe_dataset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan import costs
+from edf_jax.runs.files import RunFiles
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 
@@ -143,7 +144,7 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
 
     try:
-        config = default_config(**flatten(json.loads((workdir / "config.json").read_text())))
+        config = default_config(**flatten(RunFiles(workdir).config))
         result = json.loads((workdir / "result.json").read_text())
         seconds, hardware = result["stages"], result["hardware"]
     except (OSError, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax.report import figures, sections
+from edf_jax.report import figures, sections, tuned
 from edf_jax.runs.files import RunFiles, open_run, write_file
 
 
@@ -40,10 +40,12 @@ def write_report(workdir: str | Path) -> Path:
     parts = [
         sections.header(run),
         sections.results(run),
+        tuned.findings(run),
         sections.gallery(run),
         sections.activation_maps(run),
         sections.history(run),
         sections.charts(light, draw_charts(run, figures.DARK)),
+        tuned.found_numbers(run),
         sections.provenance(run),
         '<footer class="muted small">Written by edf_jax from the files of the run.</footer>',
     ]

@@ -102,7 +102,7 @@ def _skips(config: Mapping[str, Any], rows: Rows) -> list[Finding]:
     if first > gate:
         return [Finding(
             f"{told}: the matching loss was {first:.2f} from the first on, over the gate of "
-            f"{gate:g}; the students' rate or their number of steps is too large, or the gate too low",
+            f"{gate:g}; the students' rate or number of steps is too large, or the gate too low",
             (_auto("distill.lr_teacher"), _auto("distill.threshold")),
             "distill.lr_teacher", config.get("distill.lr_teacher", 0.0) / 2,
         )]  # fmt: skip

@@ -21,14 +21,16 @@ from edf_jax.data import Dataset, Split
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.train import expert_after, expert_recipe
 from edf_jax.experts.trajectories import TrajectoryStore
-from edf_jax.matching.gradient import student_batches, unroll
+from edf_jax.matching.gradient import unroll
 from edf_jax.matching.iteration import (
     Learnable,
+    Student,
     initial_state,
     make_iteration,
     outer_optimiser,
 )
-from edf_jax.methods import dsa, family
+from edf_jax.matching.placement import Placement
+from edf_jax.methods import family
 from edf_jax.methods.soft_labels import snapshot_labels
 from edf_jax.models import Network
 from edf_jax.runtime import randomness
@@ -141,13 +143,9 @@ def student_probe(
     images, labels = jnp.asarray(initial.images), jnp.asarray(initial.labels)
     key = randomness.stream(config.seed, "tried students")
 
-    def loss(theta, images, labels, mask):
-        return losses.soft_cross_entropy(network.apply(theta, images, train=True), labels, mask)
-
-    def augment(key, images):
-        return dsa.dsa(
-            key, images, strategy=config.augment.strategy, crop_ratio=config.augment.crop_ratio
-        )
+    count = len(initial.images)
+    longest = resolve(config, **{"distill.syn_steps": max(steps)})
+    student = Student(longest, network, count, Placement(min(options.batch_syn, count)))
 
     def reached(theta, start, target):
         went, wanted = theta - start, target - start
@@ -161,11 +159,11 @@ def student_probe(
     def probe(alpha, start, goals, key, images, labels):
         if family.LABELS[options.labels].of_target:
             labels = snapshot_labels(network, goals[0], images)
-        batches = student_batches(key, len(images), options.batch_syn, max(steps))
+        batches = student.batches(key, images.dtype)
         theta, found = start, []
         for first, last in itertools.pairwise((0, *steps)):
             part = jax.tree.map(operator.itemgetter(slice(first, last)), batches)
-            theta, _ = unroll(loss, augment, theta, images, labels, alpha, part)
+            theta, _ = unroll(student.loss, student.augment, theta, images, labels, alpha, part)
             found.append([jnp.stack(reached(theta, start, goal)) for goal in goals])
         return jnp.asarray(found)
 

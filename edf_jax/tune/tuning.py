@@ -23,11 +23,12 @@ from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.methods import family
 from edf_jax.models.choose import network_for
+from edf_jax.runs.diagnosis import Finding
+from edf_jax.runs.tuned import FILE, flags
 from edf_jax.runtime import processes, randomness, storage
 from edf_jax.tune import budget, choices
 from edf_jax.tune.measure import TRIED_STEPS, Gradients, expert_curve, expert_losses, student_probe
 
-FILE = "tuned.json"
 # Set aside for the choice of the experts' rate, where the config sets nothing aside for good.
 _SET_ASIDE = 0.1
 # Experts take about so many steps, and some of it over again while they still learn.
@@ -38,6 +39,8 @@ _STEPS, _TARGETS, _STARTS = (10, 20, 40), (1, 2, 3), (0, 1 / 6, 1 / 3, 1 / 2, 2 
 # The share of alpha that an iteration moves it by where the matching loss asks for twice it.
 _ALPHA_STEP = 0.02
 _RACE, _JUDGED, _FACTOR, _FIRST = 5, 3, 3.0, 2
+# Distillations that are started again because they didn't learn.
+_MENDINGS = 2
 _FEWEST_ITERATIONS, _MOST_ITERATIONS = 50, 1000
 _log = logging.getLogger(__name__)
 
@@ -89,6 +92,10 @@ class Tuning:
     def _settle(self) -> None:
         chosen = {k: v for k, v in self._record["chosen"].items() if k in self._autos}
         self.config = resolve(self.asked, **chosen) if chosen else self.asked
+
+    def figures(self) -> dict[str, Any]:
+        """What was chosen, for `result.json`."""
+        return {"tuned": self._record["chosen"]} if self._record["chosen"] else {}
 
     def lacks(self, *keys: str) -> list[str]:
         """Those of some keys that are still to be chosen."""
@@ -248,7 +255,22 @@ class Tuning:
             "distill.expansion_end", max(1, round(iterations * 2 / 3)), "two thirds of the run"
         )
         self._keep(began)
-        _log.info("found from the data: %s", " ".join(flags(self._record["chosen"])))
+        pinned = flags(self._record["chosen"], self.config.distill.alpha_step)
+        _log.info("found from the data: %s", " ".join(pinned))
+
+    def can_mend(self, finding: Finding) -> bool:
+        """Whether the number at fault was found here, and may be found wrong once more."""
+        return finding.key in self._autos and len(self._record.get("mended", [])) < _MENDINGS
+
+    def mend(self, finding: Finding) -> None:
+        """Takes another value for the number at fault."""
+        began, value = time.monotonic(), choices.rounded(finding.value)
+        _log.warning("%s; taken instead: --config.%s=%g", finding.what, finding.key, value)
+        self._record.setdefault("mended", []).append([finding.key, value, finding.what])
+        self._record["chosen"][finding.key] = value
+        self._record["told"][finding.key]["why"] = finding.what
+        self._settle()
+        self._keep(began)
 
     def _choose_students(self, dataset, store, initial: DistilledSet) -> None:
         options, experts = self.config.distill, self.config.experts
@@ -414,11 +436,3 @@ def _told(why: str, tried: Mapping[float, float], score: str) -> dict[str, Any]:
 def _held_out(dataset: Dataset) -> Split:
     assert dataset.held_out is not None
     return dataset.held_out
-
-
-def flags(chosen: dict[str, Any]) -> list[str]:
-    """The flags that pin what was chosen."""
-    found = [f"--config.{key}={value:g}" for key, value in chosen.items()]
-    if "distill.lr_lr" in chosen:
-        found.append("--config.distill.alpha_step=log")
-    return found

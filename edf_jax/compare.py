@@ -26,12 +26,12 @@ from typing import Any
 from absl import flags
 
 from edf_jax.config.flags import default_workdir, parse
-from edf_jax.config.resolve import METHODS, flatten
+from edf_jax.config.resolve import METHODS, autos, flatten, resolve, set_keys
 from edf_jax.data.coresets import BASELINES
 from edf_jax.evaluate.real_baselines import real_networks
 from edf_jax.evaluate.stage import measure_baseline
 from edf_jax.evaluate.teacher import get_teacher
-from edf_jax.experts.train import open_experts, train_experts
+from edf_jax.experts.train import open_experts
 from edf_jax.report import comparison
 from edf_jax.runs.folder import Run
 from edf_jax.runs.grid import ABLATIONS, Cell, Plan, make_plan, names_of
@@ -40,6 +40,8 @@ from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import console, devices, preemption, storage
 from edf_jax.runtime.errors import Preempted, UserError
 from edf_jax.stages import run_stages
+from edf_jax.tune import budget
+from edf_jax.tune.tuning import Tuning
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -80,6 +82,10 @@ def _run(argv: list[str]) -> int:
     console.speak_in_lines()
     names = names_of(values.methods, values.ablate, values.rows)
     workdir = pathlib.Path(values.workdir or default_workdir(values, "compare-")).expanduser()
+    # All rows have the sizes that there is time for.
+    resolved = resolve(values.config)
+    sizes = flatten(budget.settle(resolved, workdir))
+    set_keys(values.config, {k: sizes[k] for k in budget.KEYS if k in autos(flatten(resolved))})
     plan = make_plan(values.config, names, values.seeds, workdir)
     command = "python -m edf_jax.compare " + shlex.join(argv[1:])
     config_flag: Any = values["config"]
@@ -189,10 +195,12 @@ def _measure_baseline(run, name: str) -> Mapping[str, Any]:
 def _experts(config, dataset, workdir: pathlib.Path):
     """The experts as baselines use them, trained if they aren't there."""
 
-    store = open_experts(config, dataset, workdir)
+    tuning = Tuning(config, workdir)
+    tuning.for_experts(dataset)
+    store = open_experts(tuning.config, dataset, workdir)
     with MetricsWriter(workdir, tensorboard=False) as metrics:
-        train_experts(config, dataset, store, metrics)
-    return real_networks(config, dataset, store)
+        tuning.train_experts(dataset, store, metrics)
+    return real_networks(tuning.config, dataset, store)
 
 
 def _peak_device_memory_mb() -> int | None:

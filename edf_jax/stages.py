@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -23,7 +22,7 @@ from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.real_baselines import real_networks
 from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
-from edf_jax.experts.train import open_experts, train_experts, with_repairs
+from edf_jax.experts.train import open_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import network_for
 from edf_jax.report.page import write_report
@@ -102,10 +101,7 @@ class _Work:
         foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
         if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
             with self.run.stage("experts"):
-                train = functools.partial(train_experts, store=store, metrics=self.metrics)
-                accuracies = train(self.tuning.training_config, dataset)
-                while self.tuning.after_experts(dataset, store):
-                    accuracies = train(self.tuning.training_config, dataset)
+                accuracies = self.tuning.train_experts(dataset, store, self.metrics)
         if "distill" not in wanted:
             return None
         if not foreign:

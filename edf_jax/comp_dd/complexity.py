@@ -28,7 +28,7 @@ from edf_jax.comp_dd.images import Collection, LabelledImages, open_collection
 from edf_jax.comp_dd.judges import Judge, choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
 from edf_jax.config.flags import default_workdir, given_keys, parse
-from edf_jax.config.resolve import resolve
+from edf_jax.config.resolve import reckoned, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.preprocess import in_workers
@@ -195,7 +195,8 @@ def _run(argv: list[str]) -> int:
     console.speak_in_lines()
     if "cam.method" not in given_keys(values):
         values.config.cam.method = PUBLISHED_METHOD
-    config = resolve(values.config)
+    # No run is made here that could find numbers, and every training image is looked at.
+    config = resolve(reckoned(resolve(values.config)), **{"data.held_out": 0.0})
     workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
     result = run(config, workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()

@@ -20,10 +20,12 @@ from edf_jax.config.resolve import autos, flatten, reckoned, resolve
 from edf_jax.data import Dataset, Split
 from edf_jax.data.held_out import hold_out
 from edf_jax.distilled_set import DistilledSet
+from edf_jax.experts.train import train_experts
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.methods import family
 from edf_jax.models.choose import network_for
 from edf_jax.runs.diagnosis import Finding
+from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.tuned import FILE, flags
 from edf_jax.runtime import processes, randomness, storage
 from edf_jax.tune import budget, choices
@@ -185,17 +187,23 @@ class Tuning:
         copies = data.composites if data.source == "cluttered_digits" else 1
         return hold_out(dataset, _SET_ASIDE, copies=copies)
 
-    @property
-    def training_config(self):
-        """The config that experts are trained with: perhaps for more epochs than are used."""
-        trained = self._record.get("trained_epochs")
-        return resolve(self.config, **{"experts.epochs": trained}) if trained else self.config
+    def train_experts(
+        self, dataset: Dataset, store: TrajectoryStore, metrics: MetricsWriter
+    ) -> list[float]:
+        """`experts.train.train_experts`, for as many epochs as they learn in."""
+        while True:
+            # Perhaps for more epochs than are used.
+            trained = self._record.get("trained_epochs") or self.config.experts.epochs
+            config = resolve(self.config, **{"experts.epochs": trained})
+            accuracies = train_experts(config, dataset, store, metrics)
+            if not self._look_at_experts(dataset, store):
+                return accuracies
 
-    def after_experts(self, dataset: Dataset, store: TrajectoryStore) -> bool:
-        """Looks at trained experts, where their epochs are to be chosen.
+    def _look_at_experts(self, dataset: Dataset, store: TrajectoryStore) -> bool:
+        """Chooses the experts' epochs once they are trained.
 
         Returns:
-            Whether they are to be trained further: `training_config` has more epochs.
+            Whether they are to be trained further: `config.experts.epochs` has grown.
         """
         if "experts.epochs" not in self._autos or "trained_epochs" in self._record:
             return False

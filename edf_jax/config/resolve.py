@@ -228,6 +228,7 @@ def resolve(config, **changes: Any):
     for name in flat:
         if name not in SCHEMA:
             raise UserError(unknown_key(name))
+    flat = _of_text(flat)
     for name in ("method", *changes):
         _check_value(name, flat)
     method = flat["method"]
@@ -236,7 +237,7 @@ def resolve(config, **changes: Any):
         *(variant.of_methods.get(method, {}), METHODS[method], variant.values, defaults)
     )
     flat |= {name: layers[name] for name, value in flat.items() if value in (None, AUTO)}
-    flat = {name: SCHEMA[name].of_text(value) for name, value in flat.items()}
+    flat = _of_text(flat)
     for name in SCHEMA:
         _check_value(name, flat)
     if flat["distill.alpha_step"] == AUTO:
@@ -244,6 +245,10 @@ def resolve(config, **changes: Any):
     _check_epochs(flat)
     _check_together(flat)
     return _nested({name: _as_kind(name, flat[name]) for name in SCHEMA})
+
+
+def _of_text(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: SCHEMA[name].of_text(value) for name, value in flat.items()}
 
 
 def _check_value(name: str, flat: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import problems
 from benchmarks.sizes import ALPHA, MEAN, STD, Sizes
 from edf_jax.data import Normalisation
-from edf_jax.evaluate import Evaluator
+from edf_jax.evaluate import plain_evaluator
 from edf_jax.experts import train as experts
 from edf_jax.matching import iteration
 from edf_jax.matching.pixel_weight import make_weight
@@ -143,7 +143,7 @@ class Evaluation:
     def __init__(self, sizes: Sizes, problem: dict[str, np.ndarray]):
         self._problem, self._network = problem, problems.convnet(sizes)
         self._rates = jnp.full(sizes.networks, ALPHA)
-        self._evaluator = Evaluator(
+        self._evaluator = plain_evaluator(
             self._network,
             jnp.asarray(problem["real_images"]),
             jnp.asarray(problem["real_labels"]),

@@ -1,8 +1,4 @@
-"""The distilled set: how it starts, what it holds, how it is kept on disk.
-
-References:
-  DATM (2310.05773), section 3.3: initialisation from images that experts classify correctly.
-"""
+"""The distilled set: what it holds, how it is kept on disk; and any labelled images like it."""
 
 from __future__ import annotations
 
@@ -16,44 +12,84 @@ from typing import Any
 import numpy as np
 
 from edf_jax.data import Normalisation
-from edf_jax.runtime import processes
+from edf_jax.methods.soft_labels import hard_labels
+from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.storage import load_tensors, save_tensors
 
 _FORMAT = "edf_jax distilled set 1"
+# A label surer than this is a hard one.
+_HARD = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilledSet:
-    """A few synthetic images with learned labels, and the rate to train on them with.
+class LabelledImages:
+    """A few labelled images to train on: distilled, from elsewhere, or real ones.
 
     Attributes:
-        images: `[n, H, W, C]` float32, normalised (see `pixels`).
+        images: `[n, H, W, C]` float32, normalised.
         labels: `[n, C]` float32 logits; probabilities are their softmax.
-        alpha: the student's learned rate.
-        class_names: by label.
-        normalisation: what turns pixels into `images`.
-        step: updates made; 0 for the real images it grew from.
-        config: the run's resolved config as `{dotted key: value}`; {} where unknown.
+        alpha: the learned rate to train on them with; None where there is none.
+        config: the config of the run that learned them, as `{dotted key: value}`; {} where unknown.
+        note: what they are, for people.
+        positions: of the images in the real training set, None where they aren't from there.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    alpha: float
-    class_names: tuple[str, ...]
-    normalisation: Normalisation
-    step: int = 0
+    alpha: float | None = None
+    _: dataclasses.KW_ONLY
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """The images as pixels in [0, 1], `[n, H, W, C]`."""
-        return np.asarray(self.normalisation.invert(self.images), np.float32)
+    note: str = ""
+    positions: np.ndarray | None = None
 
     @property
     def classes(self) -> np.ndarray:
         """Each image's likeliest class, int32 `[n]`."""
         return np.argmax(self.labels, axis=1).astype(np.int32)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides an accuracy."""
+        alpha = np.nan if self.alpha is None else self.alpha
+        arrays = (np.asarray(a, np.float32) for a in (self.images, self.labels, alpha))
+        return "".join(storage.digest(array)[:8] for array in arrays)
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether any label is less than certain."""
+        shifted = self.labels - self.labels.max(axis=1, keepdims=True)
+        surest = 1 / np.exp(shifted).sum(axis=1)
+        return bool(surest.min() < _HARD)
+
+    def with_hard_labels(self) -> LabelledImages:
+        """The same images, each labelled by its likeliest class alone; no learned rate."""
+        labels = hard_labels(self.classes, self.labels.shape[1])
+        return dataclasses.replace(self, labels=labels, alpha=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledSet(LabelledImages):
+    """A few synthetic images with learned labels, and the rate to train on them with.
+
+    Attributes:
+        class_names: by label.
+        normalisation: what turns pixels into `images`.
+        step: updates made; 0 for the real images it grew from.
+        origin: `DatasetInfo.identity` of the real images; {} where unknown.
+    """
+
+    # Without the default that it has for images that no rate was learned with.
+    alpha: float = dataclasses.field()
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+    step: int = 0
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The images as pixels in [0, 1], `[n, H, W, C]`."""
+        return np.asarray(self.normalisation.invert(self.images), np.float32)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a `.safetensors` file, whole or not at all.
@@ -77,6 +113,7 @@ class DistilledSet:
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
+            "origin": json.dumps(dict(self.origin)),
         }
         return tensors, metadata
 
@@ -94,13 +131,13 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "distilled" / f"{_selected(path)}.safetensors"
+        path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
         raise UserError(f"there is no distilled set at {path}")
     return unpacked(*load_tensors(path, _FORMAT))
 
 
-def _selected(workdir: pathlib.Path) -> str:
+def selected(workdir: pathlib.Path) -> str:
     """The name of the set that a run's config says it is about."""
     try:
         config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
@@ -120,7 +157,8 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
         tuple(json.loads(metadata["class_names"])),
         Normalisation.from_json(metadata["normalisation"], config.get("data.cache_dir") or None),
         int(metadata.get("step", 0)),
-        config,
+        config=config,
+        origin=json.loads(metadata.get("origin", "{}")),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -19,7 +20,7 @@ from edf_jax.distill.initial_set import initialise
 from edf_jax.distill.stage import distill_run, forget
 from edf_jax.distill.watch import NotLearning
 from edf_jax.evaluate import labelled_images
-from edf_jax.evaluate.real_baselines import real_networks
+from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
 from edf_jax.experts.train import open_experts, with_repairs
@@ -118,18 +119,18 @@ class _Work:
         config = self.tuning.config
         if "evaluate" not in wanted:
             return None
+        experts = functools.partial(trained_experts, config, dataset, store)
         with self.run.stage("evaluate"):
             figures = evaluate_run(
                 config,
                 dataset,
                 accuracies,
                 workdir,
-                real_networks=real_networks(config, dataset, store) if accuracies else None,
+                networks=experts if accuracies else None,
                 teacher=self.teacher,
                 provenance=self.run.origin(),
             )
         return {**figures, **self.tuning.figures()}
-
 
     def _distill(self, store: TrajectoryStore) -> None:
         """Distils; where that doesn't learn, with another number from the start."""

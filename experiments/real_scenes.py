@@ -28,6 +28,7 @@ from typing import Any
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.runs.files import open_run
 from edf_jax.runtime import console
+from experiments import controls as controls  # knows the rows' loss masks
 from experiments import keep, rows
 from experiments.rows import Row
 
@@ -91,7 +92,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EDF, "augment.crop_ratio": WIDE, "distill.pixel_weight": "none"},
     ),
     "mtt": ("mtt", {"method": "mtt", "augment.crop_ratio": WIDE}),
+    "edf, a random quarter dropped": (
+        "edf",
+        {**_EDF, "augment.crop_ratio": WIDE, "distill.loss_mask": "random"},
+    ),
+    "edf, loss rescaled as by CPD": (
+        "edf",
+        {**_EDF, "augment.crop_ratio": WIDE, "distill.loss_mask": "rescaled"},
+    ),
 }
+_CONTROLS = ("random", "rescaled")
 # One run that distils nothing: real images by every choice, and the set that all rows start from.
 _REAL = {
     "method": "datm",
@@ -177,6 +187,13 @@ def _digest(run: Run) -> str:
     return Row("", "", "", 0, 0, 0, (), settings=run.settings).digest
 
 
+def _config_file(run: Run) -> str:
+    data = run.values["data.subset"]
+    if run.values.get("distill.loss_mask") in _CONTROLS:
+        return f"experiments/controls.py:{data}"
+    return f"configs/{data}.py:ipc{run.values['distill.ipc']}"
+
+
 def make(run: Run, images: pathlib.Path, workdir: pathlib.Path) -> list[Row]:
     """Runs it, or continues; returns its rows.
 
@@ -193,7 +210,7 @@ def make(run: Run, images: pathlib.Path, workdir: pathlib.Path) -> list[Row]:
     command = [
         "-m",
         "edf_jax.main",
-        f"--config=configs/{data}.py:ipc{run.values['distill.ipc']}",
+        f"--config={_config_file(run)}",
         *(f"--config.{key}={value}" for key, value in values.items()),
         f"--workdir={folder}",
         f"--stage={'distill' if run.trial else 'evaluate'}",

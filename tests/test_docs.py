@@ -163,7 +163,7 @@ def exported(tmp_path, monkeypatch):
     logits = np.float32(4 * np.eye(10) + rng.standard_normal((10, 10)))
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     images = np.asarray(normalisation.apply(pixels))
-    distilled = DistilledSet(images, logits, 0.02, names, normalisation, 200, {})
+    distilled = DistilledSet(images, logits, 0.02, names, normalisation, 200)
     run = tmp_path / "runs" / "demo"
     distilled.save(run / "distilled" / "last.safetensors")
     (run / "result.json").write_text(json.dumps({"distilled_mean": 30.0}))

@@ -149,12 +149,12 @@ def test_rows_that_cannot_be_written_end_the_run_in_a_line(whole, capsys, monkey
 
 
 def test_ctrl_c_ends_in_a_line(tmp_path, capsys, monkeypatch):
-    from edf_jax import stages
+    from edf_jax.runs import prepare
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "load_dataset", interrupt)
+    monkeypatch.setattr(prepare, "load_dataset", interrupt)
     assert _main(tmp_path / "run") == 130
     assert capsys.readouterr().err == "edf_jax: interrupted; the same command continues\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from edf_jax.data.normalisation import CIFAR, FASHION_MNIST, IMAGENET, MNIST, SVHN, Normalisation
+from edf_jax.data.subsets import find_subset
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -92,9 +93,28 @@ _ALIASES = {
     "tiny": "tiny_imagenet",
 }
 
-# fast.ai's Imagenette splits ImageNet's training images its own way.
-IMAGENETTE_FASTAI = "imagenette_fastai"
-IMAGENETTE_FASTAI_COUNTS = (9_469, 3_925)
+# fast.ai's sets: their images of ImageNet are split their own way.
+FASTAI_COUNTS = {"imagenette": (9_469, 3_925), "imagewoof": (9_025, 3_929)}
+_FASTAI = "_fastai"
+
+
+def fastai_name(name: str, imagenet_indices=None) -> str:
+    """What a set with fast.ai's split is called, so that nobody takes it for the published one.
+
+    Args:
+        name: of the set as it would be called otherwise.
+        imagenet_indices: of its classes in any order; where they are those of Imagenette or
+            ImageWoof, that decides the name.
+    """
+    for known in FASTAI_COUNTS:
+        if sorted(find_subset(known).indices) == sorted(imagenet_indices or ()):
+            name = known
+    return name if is_fastai(name) else name + _FASTAI
+
+
+def is_fastai(name: str) -> bool:
+    """Whether a set of this name has fast.ai's split, not the published one."""
+    return name.endswith(_FASTAI)
 
 
 def find_benchmark(name: str) -> Benchmark | None:

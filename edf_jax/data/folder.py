@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import pathlib
+import stat
+import warnings
 
 import numpy as np
 
-from edf_jax.data.catalogue import find_benchmark
+from edf_jax.data.catalogue import fastai_name, find_benchmark
 from edf_jax.data.normalisation import IMAGENET
-from edf_jax.data.sources import Listing, Source, check_labels, digest_of, existing_folder
+from edf_jax.data.sources import (
+    Listing,
+    Source,
+    check_labels,
+    digest_of,
+    distinct,
+    existing_folder,
+)
 from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
 from edf_jax.runtime.errors import UserError
 
@@ -20,6 +29,7 @@ _EXTENSIONS = frozenset(
 )
 _TEST_NAMES = ("test", "val", "validation", "valid")
 _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet keeps the labels of val/images here
+_OF_VALIDATION = "ILSVRC2012_val_"  # how ILSVRC's validation images are called
 
 
 def open_folder(data_config) -> Source:
@@ -56,12 +66,16 @@ def _open_subset(root: pathlib.Path, subset: Subset) -> Source:
             f"expected is {IMAGENET_LAYOUT}."
         )
     names = subset.class_names
+    listings = (
+        _list_classes(root, train, folders, names),
+        _list_classes(root, test, _subset_folders(test, subset), names),
+    )
     return Source(
-        name=subset.name,
+        name=_name_by_split(subset.name, subset.indices, *listings),
         class_names=names,
         channels=3,
-        train=_list_classes(root, train, folders, names),
-        test=_list_classes(root, test, _subset_folders(test, subset), names),
+        train=listings[0],
+        test=listings[1],
         imagenet_indices=subset.indices,
         normalisation=IMAGENET,
     )
@@ -97,13 +111,19 @@ def _open_all(root: pathlib.Path, name: str) -> Source:
         raise UserError(f"{train} has no class folders; expected is {LAYOUT}.")
     benchmark = find_benchmark(name) if name else None
     class_names = _class_names(root, folders)
-    indices = _imagenet_indices(folders)
+    known = index_by_wnid()
+    indices = tuple(known[f] for f in folders) if known.keys() >= set(folders) else None
+    name = benchmark.name if benchmark is not None else name or root.resolve().name
+    listings = (
+        _list_classes(root, train, folders, class_names),
+        _test_listing(root, folders, class_names),
+    )
     return Source(
-        name=benchmark.name if benchmark is not None else name or root.resolve().name,
+        name=_name_by_split(name, indices, *listings),
         class_names=class_names,
         channels=3,
-        train=_list_classes(root, train, folders, class_names),
-        test=_test_listing(root, folders, class_names),
+        train=listings[0],
+        test=listings[1],
         imagenet_indices=indices,
         normalisation=IMAGENET,
         # People's own photographs stand as their camera says; ImageNet's are read as everybody
@@ -141,14 +161,32 @@ def _class_names(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
             words[wnid] = meaning.split(",")[0].strip()
     for wnid, index in index_by_wnid().items():
         words.setdefault(wnid, imagenet_classes()[index].name)
-    return tuple(words.get(folder) or folder for folder in folders)
+    return distinct([words.get(folder) or folder for folder in folders], folders)
 
 
-def _imagenet_indices(folders: list[str]) -> tuple[int, ...] | None:
-    known = index_by_wnid()
-    if all(folder in known for folder in folders):
-        return tuple(known[folder] for folder in folders)
-    return None
+def _name_by_split(name: str, indices, train: Listing, test: Listing) -> str:
+    """The set's name, another one where its training images are fast.ai's.
+
+    fast.ai's Imagenette and ImageWoof put most of ILSVRC's validation images into train/.
+
+    Raises:
+        UserError: validation images of ILSVRC are in both splits, as when fast.ai's train/ lies
+            beside ILSVRC's own val/.
+    """
+
+    def of_validation(listing: Listing) -> set[str]:
+        files = (os.path.basename(listing.name(i)) for i in range(len(listing)))
+        return {os.path.splitext(f)[0] for f in files if f.startswith(_OF_VALIDATION)}
+
+    marks = of_validation(train)
+    both = marks & of_validation(test)
+    if both:
+        raise UserError(
+            f"{len(both)} of the test images are in train/ too, {min(both)} for one: this is "
+            "fast.ai's train/ beside ILSVRC's own val/. Take both from fast.ai, or both from "
+            "ILSVRC."
+        )
+    return fastai_name(name, indices) if marks else name
 
 
 def _list_classes(
@@ -193,18 +231,32 @@ def _listing(
     label_list: list[int],
     class_names: tuple[str, ...],
 ) -> Listing:
-    labels = np.array(label_list, np.int32)
-    check_labels(labels, class_names, split, root)
+    content, kept, passed_over = [], [], []
+    for position, (path, label) in enumerate(zip(files, label_list)):
+        try:
+            status = os.stat(path)
+        except OSError:  # reading it will name it
+            content.append([os.path.relpath(path, root), label])
+            kept.append(position)
+            continue
+        if stat.S_ISREG(status.st_mode):
+            # By its time an image of the same length is known as another.
+            relative = os.path.relpath(path, root)
+            content.append([relative, status.st_size, status.st_mtime_ns, label])
+            kept.append(position)
+        else:
+            passed_over.append(path)  # opening a FIFO would wait for ever
+    if passed_over:
+        warnings.warn(
+            f"{len(passed_over)} images of the {split} split of {root} are passed over, for they "
+            f"are no files: {', '.join(passed_over[:3])}.",
+            stacklevel=2,
+        )
+    files = [files[i] for i in kept]
+    labels = check_labels(np.array(label_list, np.int32)[kept], class_names, split, root)
 
     def read(i: int) -> bytes:
         with open(files[i], "rb") as file:
             return file.read()
 
-    def size(path: str) -> int:
-        try:
-            return os.stat(path).st_size
-        except OSError:  # reading it will name it
-            return -1
-
-    content = [[os.path.relpath(f, root), size(f), y] for f, y in zip(files, label_list)]
     return Listing(labels=labels, read=read, name=files.__getitem__, identity=digest_of(content))

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from edf_jax.data import arrays, cluttered_digits, folder, tfds
+from edf_jax.data.cache import default_cache_dir, write_atomically
 from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.dataset import Dataset, DatasetInfo, Split
 from edf_jax.data.decode import ImageSettings
 from edf_jax.data.held_out import hold_out
-from edf_jax.data.normalisation import IMAGENET, Normalisation, default_cache_dir
-from edf_jax.data.preprocess import prepare, split_key, write_atomically
-from edf_jax.data.sources import Listing, MissingData, Source, digest_of
+from edf_jax.data.normalisation import IMAGENET, Normalisation
+from edf_jax.data.preprocess import prepare
+from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
 from edf_jax.data.subsets import chosen_subset
 from edf_jax.runtime.errors import UserError
 
@@ -66,7 +67,7 @@ def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Da
         upright=source.upright,
     )
     report = _progress_over_splits(progress, len(source.train) + len(source.test))
-    train, test = (
+    (train, train_digest), (test, test_digest) = (
         _prepare_split(source, listing, split, settings, cache_dir, data_config.workers, report)
         for split, listing in (("train", source.train), ("test", source.test))
     )
@@ -75,10 +76,9 @@ def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Da
             f"{source.name}: images are {list(train.images.shape[1:])} in train but "
             f"{list(test.images.shape[1:])} in test; set data.resolution."
         )
-    keys = [split_key(listing, settings) for listing in (source.train, source.test)]
     normalisation = source.normalisation
     if data_config.zca:
-        normalisation = _whitening(train.images, keys[0], cache_dir)
+        normalisation = _whitening(train.images, train_digest, cache_dir)
     elif normalisation is None:
         normalisation = Normalisation.measured(train.images)
     info = DatasetInfo(
@@ -87,7 +87,9 @@ def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Da
         image_shape=tuple(train.images.shape[1:]),
         normalisation=normalisation,
         imagenet_indices=source.imagenet_indices,
-        fingerprint=digest_of([keys, source.class_names, bool(data_config.zca)]),
+        fingerprint=digest_of(
+            [train_digest, test_digest, source.class_names, bool(data_config.zca)]
+        ),
     )
     return Dataset(train, test, info)
 
@@ -136,9 +138,19 @@ def open_source(data_config, cache_dir: pathlib.Path) -> Source:
         UserError: the data is not there, incomplete or of another form.
     """
     try:
-        return OPENERS[data_config.source](data_config, cache_dir)
+        source = OPENERS[data_config.source](data_config, cache_dir)
     except MissingData as missing:
         raise MissingData(f"{missing} {how_to_get(data_config)}") from None
+    for name in source.class_names:
+        if not name.isprintable():
+            raise UserError(
+                f"{source.name}: the name of a class, {ascii(name)}, can't be written (is it not "
+                "UTF-8, or of several lines?); rename it."
+            )
+    # Of a source of someone's own they are not checked yet.
+    for split, listing in (("train", source.train), ("test", source.test)):
+        check_labels(listing.labels, source.class_names, split, source.name)
+    return source
 
 
 def how_to_get(data_config) -> str:
@@ -219,12 +231,12 @@ def _prepare_split(
     cache_dir: pathlib.Path,
     workers: int,
     report: Callable[[int], None] | None,
-) -> Split:
+) -> tuple[Split, str]:
     side = settings.resolution
     if listing.images is not None and (not side or listing.images.shape[1:3] == (side, side)):
         if report is not None:
             report(len(listing))
-        return Split(listing.images, listing.labels)
+        return Split(listing.images, listing.labels), listing.identity
     return prepare(
         listing,
         settings,

@@ -14,6 +14,7 @@ import pathlib
 
 import numpy as np
 
+from edf_jax.data.cache import write_atomically
 from edf_jax.runtime.errors import UserError
 
 EPS = 0.1
@@ -81,7 +82,7 @@ def save(folder: str | os.PathLike, mean: np.ndarray, matrix: np.ndarray) -> str
     """
     stacked = np.concatenate([mean[None], matrix]).astype(np.float32)
     digest = hashlib.sha256(stacked.tobytes()).hexdigest()
-    _write(_path(folder, digest), stacked)
+    write_atomically(_path(folder, digest), lambda file: np.save(file, stacked))
     return digest
 
 
@@ -122,20 +123,12 @@ def load_inverse(folder: str, digest: str) -> np.ndarray:
         except (OSError, ValueError, EOFError):
             pass
     inverse = np.linalg.inv(matrix.astype(np.float64)).astype(np.float32)
-    _write(path, inverse)
+    write_atomically(path, lambda file: np.save(file, inverse))
     return inverse
 
 
 def _path(folder: str | os.PathLike, digest: str) -> pathlib.Path:
     return pathlib.Path(folder) / f"zca_{digest[:32]}.npy"
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,6 +68,13 @@ class Position:
         return cls(**fields)
 
 
+def _protocol(config: Mapping[str, Any]) -> list[Any]:
+    """What decides the accuracies of periodic evaluations, of a flat config."""
+    names = ("during_num", "batch", "momentum", "weight_decay")
+    epochs = config["evaluate.during_epochs"] or config["evaluate.epochs"]
+    return [epochs, *(config[f"evaluate.{name}"] for name in names)]
+
+
 class Checkpoints:
     """The resumable state in a run's `checkpoints/`, the last few of it."""
 
@@ -113,7 +121,16 @@ class Checkpoints:
         if details is None:
             return state, weight, Position()
         read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
-        return (*jax.tree.unflatten(treedef, read), Position.from_details(details["position"]))
+        position = Position.from_details(details["position"])
+        if _protocol(details["config"]) != _protocol(flatten(self._config)):
+            position.best, position.best_iteration = -math.inf, -1
+            position.best_held_out, position.best_held_out_iteration = -math.inf, -1
+            _log.warning(
+                "evaluate.* is not what it was before iteration %d: the best set so far is sought "
+                "anew, for accuracies of unlike trainings can't be compared",
+                position.iteration,
+            )
+        return (*jax.tree.unflatten(treedef, read), position)
 
     def _newest(self, shapes: list[tuple[int, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
         """Details and arrays of the newest checkpoint that can be read; None and {} of none."""

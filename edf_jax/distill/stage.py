@@ -52,18 +52,18 @@ def distill_run(
     """
     finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir))
     network = network_for(config, dataset.info)
-    if finished is not None:
-        images = finished.images
-        if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
-            cam = choose_cam_network(config, dataset, network, store, teacher)
-            _save_maps(config, cam, finished, workdir)
-        return finished
     start = distilled_set.shared("the first set", lambda: _first_set(config, workdir))
     if start is None:
         made = initialise(config, dataset, network, store)
         start = distilled_set.shared("a new set", lambda: made) or made
         # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
         start.save(workdir / "distilled" / "step_0.safetensors")
+    if finished is not None:
+        images = finished.images
+        if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
+            cam = choose_cam_network(config, dataset, network, store, teacher)
+            _save_maps(config, cam, finished, workdir)
+        return finished
     cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(

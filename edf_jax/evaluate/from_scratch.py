@@ -31,12 +31,21 @@ _EPOCHS_PER_CALL = 50
 OnEpochs = Callable[[int, float], None]
 
 
-class Trials:
+class FromScratch:
     """Trains networks from scratch on sets of one shape; compiles once for all of them.
 
-    Attributes:
+    Args:
         network: the architecture.
-        total: how many epochs each trains.
+        make_recipe: of `context`, as the compiled program sees it.
+        make_epochs: of the rate; the schedule of a training.
+        total: how many epochs that has.
+        test_images: `[N, H, W, C]` as stored.
+        test_labels: `[N]`.
+        prepare: from stored test images to inputs.
+        context: arrays that the recipe computes with.
+        view: as in `training.train_epochs`.
+        checks: zero-based epochs after which the networks are tested, the last among them; a
+            network's accuracy is then the best of them. Empty is after the last alone.
     """
 
     def __init__(
@@ -53,21 +62,6 @@ class Trials:
         view: View | None = None,
         checks: Sequence[int] = (),
     ):
-        """Prepares the programs.
-
-        Args:
-            network: the architecture.
-            make_recipe: of `context`, as the compiled program sees it.
-            make_epochs: of the rate; the schedule of a training.
-            total: how many epochs that has.
-            test_images: `[N, H, W, C]` as stored.
-            test_labels: `[N]`.
-            prepare: from stored test images to inputs.
-            context: arrays that the recipe computes with.
-            view: as in `training.train_epochs`.
-            checks: zero-based epochs after which the networks are tested, the last among them;
-                a network's accuracy is then the best of them. Empty is after the last alone.
-        """
         self.network = network
         self.total = total
         self._make_recipe, self._make_epochs = make_recipe, make_epochs

@@ -25,7 +25,7 @@ from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
 from edf_jax.evaluate import crops
 from edf_jax.models import Network, pretrained, torch_layout
-from edf_jax.models.choose import find_network
+from edf_jax.models.choose import network_for
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runtime import preemption, processes, randomness, storage
 from edf_jax.runtime.errors import Preempted, UserError
@@ -49,7 +49,7 @@ def teacher_network(config, info, *, num_classes: int | None = None) -> Network:
     References:
         RDED (2312.03526): its ConvNet teachers and students have batch norm.
     """
-    return find_network(
+    return network_for(
         config,
         info,
         config.teacher.network,

@@ -21,6 +21,7 @@ from edf_jax import distilled_set
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export import huggingface
 from edf_jax.export.formats import (
+    CHOSEN,
     FORMAT,
     describe,
     write_images,
@@ -48,6 +49,7 @@ def export(
     out: str | os.PathLike,
     *,
     result: Mapping[str, Any] | None = None,
+    kind: str = "",
 ) -> pathlib.Path:
     """Writes a distilled set in another form; it appears whole or not at all.
 
@@ -57,6 +59,7 @@ def export(
         out: a folder, or with `npz` a file that ends in `.npz`. An earlier export there is
             replaced.
         result: the run's `result.json`, told in the record and on the dataset card.
+        kind: which of the run's sets it is (see `formats.describe`).
 
     Returns:
         `out`.
@@ -68,7 +71,7 @@ def export(
     if to not in FORMATS:
         raise UserError(f"--to={to}: choose one of {', '.join(FORMATS)}")
     out = pathlib.Path(out)
-    record = describe(distilled, result or {})
+    record = describe(distilled, result or {}, kind)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +108,13 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
     """
     path = pathlib.Path(run)
     distilled = distilled_set.load(path)
+    name = distilled_set.selected(path) if path.is_dir() else path.stem
+    kind = "distilled" if name == "last" else name if name in CHOSEN else ""
     folder = path if path.is_dir() else path.parent
     if folder.name == "distilled":
         folder = folder.parent
     default = folder / "exported" / ("distilled.npz" if to == "npz" else to)
-    return export(distilled, to, out or default, result=RunFiles(folder).result)
+    return export(distilled, to, out or default, result=RunFiles(folder).result, kind=kind)
 
 
 def _check_file(out: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from edf_jax.matching.gradient import StudentBatches, matching_gradient, student_batches
+from edf_jax.matching import gradient
 from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import dsa, family
 from edf_jax.methods.soft_labels import snapshot_labels
@@ -221,7 +221,7 @@ class Student:
         options = self.config.distill
         if family.LABELS[options.labels].of_target:
             values = values._replace(labels=snapshot_labels(self.network, target, values.images))
-        matched = matching_gradient(
+        matched = gradient.matching_gradient(
             self.loss,
             self.augment,
             start,
@@ -263,10 +263,10 @@ class Student:
             draws, images, strategy=options.strategy, crop_ratio=options.crop_ratio
         )
 
-    def batches(self, key: jax.Array, dtype) -> StudentBatches:
+    def batches(self, key: jax.Array, dtype) -> gradient.StudentBatches:
         """The student's batches; where they are cut, with each image's weight in the mean."""
         options, placement = self.config.distill, self.placement
-        drawn = student_batches(key, self.num_images, options.batch_syn, options.syn_steps)
+        drawn = gradient.student_batches(key, self.num_images, options.batch_syn, options.syn_steps)
         if not placement.cuts_batches:
             return drawn
         weights = microbatch.weights_of(drawn.mask, drawn.indices.shape[1], dtype)

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from edf_jax.models import Network
+from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import microbatch, parallel
 
@@ -71,12 +72,12 @@ def place(config, network: Network, num_images: int, batch: int | None = None) -
     trajectory, data = config.parallel.trajectory, config.parallel.data
     if not data:
         alone = (
-            jax.default_backend() != "cpu"
+            devices.platform() != "cpu"
             or jax.process_count() > 1
             or network.has_batch_stats
             or config.distill.store not in ("auto", "nothing")
         )
-        cores = jax.device_count() // trajectory
+        cores = len(devices.all_devices()) // trajectory
         data = 1 if alone else max(1, min(cores, batch // _LEAST_SHARE))
     microbatches = microbatch.count_parts(network, -(-batch // data))
     return Placement(batch, trajectory, data, microbatches)

@@ -8,18 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from edf_jax.runtime.shapes import Scalar, Theta
+
 ValueAndGrad = Callable[[jax.Array], tuple[tuple[jax.Array, Any], jax.Array]]
 
 
 def gsam_gradient(
     value_and_grad: ValueAndGrad,
-    theta: jax.Array,
+    theta: Theta,
     *,
-    rho: float | jax.Array,
-    alpha: float | jax.Array,
+    rho: float | Scalar,
+    alpha: float | Scalar,
     adaptive: bool = True,
     eps: float = 1e-12,
-) -> tuple[jax.Array, Any, jax.Array]:
+) -> tuple[Scalar, Any, Theta]:
     """The direction of one GSAM step; the step itself is `theta - rate * direction`.
 
     With `g` the gradient at `theta` and `gp` that at `theta + e`, where `e` is the ascent step

@@ -87,9 +87,9 @@ def stage_work(
     during = evaluations(options) * from_scratch(
         evaluate.during_num, evaluate.during_epochs or evaluate.epochs
     )
-    # The last set, the best, and the random images after their rates were tried.
+    # The first set, the last, the best, and the random images after their rates were tried.
     tried = len(baseline_rates(evaluate.baseline_rates))
-    final = from_scratch(3 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
+    final = from_scratch(4 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
     each = sum(forward_flops(other) for other in evaluated)
     return Work(training, matching + during * forward, final * each)
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import gsam
 from edf_jax.models import Network, build_network
 from edf_jax.plan import costs
+from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import losses, streaming
 from edf_jax.training.trained import TrainedNetwork
@@ -47,7 +49,8 @@ def _shape(*sizes: int, dtype=jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _key() -> jax.ShapeDtypeStruct:
+def key_shape() -> jax.ShapeDtypeStruct:
+    """A PRNG key to trace with."""
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
@@ -57,7 +60,7 @@ def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves if hasattr(x.dtype, "itemsize"))
 
 
-def _iteration_arguments(config, network: Network, num_images: int) -> tuple:
+def iteration_arguments(config, network: Network, num_images: int) -> tuple:
     """Abstract arguments of `make_iteration`'s function."""
     options, size = config.distill, network.image_shape
     values = iteration.Learnable(
@@ -65,7 +68,7 @@ def _iteration_arguments(config, network: Network, num_images: int) -> tuple:
     )
     state = jax.eval_shape(lambda values: iteration.initial_state(options, values), values)
     snapshots = _shape(options.trajectories, network.num_params)
-    return state, snapshots, snapshots, _shape(num_images, *size[:2], 1), _key()
+    return state, snapshots, snapshots, _shape(num_images, *size[:2], 1), key_shape()
 
 
 @functools.cache
@@ -98,7 +101,7 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
     options = config.distill
     at_once = math.ceil(placement.share / placement.microbatches)
     trajectories = options.trajectories // placement.trajectory
-    arguments = _iteration_arguments(config, network, num_images)
+    arguments = iteration_arguments(config, network, num_images)
     on_each = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
         + int(_MATCHING * _matching_step(network, at_once))
@@ -111,7 +114,7 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
 
 def _devices_on_host(placement: Placement) -> int:
     """How many of a mesh's devices share one memory."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = devices.platform() == "cpu"
     together = placement.trajectory * placement.data // jax.process_count()
     return max(1, together) if on_cpu else 1
 
@@ -168,7 +171,7 @@ def place_iteration(config, network: Network, num_images: int, room: int | None)
                 f"{config.parallel.data})"
             )
         return dataclasses.replace(placement, store=wanted)
-    if split or room is None or jax.default_backend() == "cpu":
+    if split or room is None or devices.platform() == "cpu":
         return placement
     for store in ("everything", "products"):
         stored = dataclasses.replace(placement, store=store)
@@ -181,7 +184,7 @@ def compiled_iteration_bytes(config, network: Network, num_images: int) -> int |
     """The same by XLA's account of the compiled iteration; None where the platform gives none."""
     placement = place_iteration(config, network, num_images, None)
     step: Any = iteration.make_iteration(config, network, num_images, placement)
-    compiled = step.lower(*_iteration_arguments(config, network, num_images)).compile()
+    compiled = step.lower(*iteration_arguments(config, network, num_images)).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -197,18 +200,31 @@ def maps_bytes(config, network: Network, num_images: int) -> int:
     """Memory of the class activation maps of all synthetic images; 0 where none are made."""
     if config.distill.pixel_weight != "dae":
         return 0
-    if config.cam.weights:
-        network = build_network(
-            "ResNet18BNImageNet", num_classes=1000, image_shape=network.image_shape
-        )
-    return _maps(network, num_images, config.cam.method)
+    return _maps(_cam_network(config, network), num_images, config.cam.method)
+
+
+def _cam_network(config, network: Network) -> Network:
+    if not config.cam.weights:
+        return network
+    return build_network("ResNet18BNImageNet", num_classes=1000, image_shape=network.image_shape)
 
 
 @functools.cache
 def _maps(network: Network, num_images: int, method: str) -> int:
+    function, arguments = _maps_of(network, num_images, method)
+    return _bytes(arguments) + int(_FORWARD * costs.peak_bytes(function, *arguments))
+
+
+def maps_program(config, network: Network, num_images: int) -> tuple[Callable, tuple]:
+    """The jitted function of class activation maps, and abstract arguments."""
+    function, arguments = _maps_of(_cam_network(config, network), num_images, config.cam.method)
+    return jax.jit(function), arguments
+
+
+def _maps_of(network: Network, num_images: int, method: str) -> tuple[Callable, tuple]:
     cam = types.SimpleNamespace(method=method, beta=1.0, threshold=0.0)
     config = types.SimpleNamespace(cam=cam)
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     images, labels = (
         _shape(num_images, *network.image_shape),
         _shape(num_images, network.num_classes),
@@ -219,14 +235,13 @@ def _maps(network: Network, num_images: int, method: str) -> int:
         cam = TrainedNetwork(network, theta, batch_stats, "")
         return make_weight(config, cam)(values, key)
 
-    arguments = (theta, batch_stats, values, _key())
-    return _bytes(arguments) + int(_FORWARD * costs.peak_bytes(weigh, *arguments))
+    return weigh, (theta, batch_stats, values, key_shape())
 
 
 @functools.cache
 def _training_step(network: Network, batch: int, *, soft: bool, ascends: bool) -> int:
     """Memory of one network's training step or test, whichever takes more."""
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     images = _shape(batch, *network.image_shape)
     targets = _shape(batch, network.num_classes) if soft else _shape(batch, dtype=jnp.int32)
     loss_of = losses.soft_cross_entropy if soft else losses.hard_cross_entropy
@@ -252,10 +267,10 @@ def _networks_bytes(network: Network, count: int, has_momentum: bool, step: int)
 
     Their states come in and go out; on a CPU one network at a time has activations.
     """
-    on_each = math.ceil(count / jax.device_count())
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    on_each = math.ceil(count / len(devices.all_devices()))
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     state = (1 + has_momentum) * _bytes(theta) + _bytes(batch_stats)
-    at_once = 1 if jax.default_backend() == "cpu" else on_each
+    at_once = 1 if devices.platform() == "cpu" else on_each
     return 2 * count * state + at_once * step
 
 

@@ -24,7 +24,7 @@ from edf_jax.data.describe import describe_dataset
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
 from edf_jax.matching.placement import place
-from edf_jax.models.choose import find_network, network_for
+from edf_jax.models.choose import network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
 from edf_jax.runtime import devices
@@ -107,7 +107,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
-        find_network(config, data, name, width=options.width)
+        network_for(config, data, name, width=options.width)
         for name in network_list(options.networks) or [""]
     ]
     num_images = config.distill.ipc * data.num_classes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +131,40 @@ class Device:
     memory: int | None
 
 
+# Devices to compile for that aren't here, and what one is; None where work is done here.
+_elsewhere: tuple[Sequence[jax.Device], Device] | None = None
+
+
+@contextlib.contextmanager
+def elsewhere(devices: Sequence[jax.Device], each: Device) -> Iterator[None]:
+    """Within it, what is traced is for devices that aren't here (see `plan.targets`).
+
+    Args:
+        devices: to place work on, in `jax.sharding`.
+        each: what is told of one of them.
+    """
+    global _elsewhere
+    before, _elsewhere = _elsewhere, (devices, each)
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
+def all_devices() -> Sequence[jax.Device]:
+    """What work is placed on: JAX's devices, or those that `elsewhere` is about."""
+    return jax.devices() if _elsewhere is None else _elsewhere[0]
+
+
+def platform() -> str:
+    """The kind of device that work is done on, such as `cpu`, as JAX names it."""
+    return all_devices()[0].platform
+
+
 def local_device() -> Device:
-    """The device that JAX would use here; starts its back end."""
+    """The device that work would be done on; starts JAX's back end."""
+    if _elsewhere is not None:
+        return _elsewhere[1]
     first = jax.local_devices()[0]
     if first.platform == "cpu":
         return Device(first.device_kind, jax.device_count(), host_memory())

@@ -18,6 +18,7 @@ from jax import lax
 
 from edf_jax.methods import gsam
 from edf_jax.models import Network
+from edf_jax.runtime import devices
 from edf_jax.training import microbatch, parallel
 
 # (logits [b, C], targets [b, ...], mask [b] or None) -> scalar
@@ -430,7 +431,7 @@ def for_each_network(function: Callable, how: str = "auto") -> Callable:
             a mapped convolution is no faster and takes K times the memory.
     """
     if how == "auto":
-        how = "loop" if jax.default_backend() == "cpu" else "vmap"
+        how = "loop" if devices.platform() == "cpu" else "vmap"
     if how == "vmap":
         return parallel.over_networks(jax.vmap(function))
     return parallel.over_networks(

@@ -151,7 +151,9 @@ def student_probe(
         went, wanted = theta - start, target - start
         kept = jnp.ones_like(theta)
         if select is not None:
-            kept = select((theta - target) ** 2).astype(theta.dtype)
+            selected = select((theta - target) ** 2)
+            first = selected[0] if isinstance(selected, tuple) else selected
+            kept = first.astype(theta.dtype)
         whole = jnp.sum(kept * wanted**2)
         return jnp.sum(kept * went * wanted) / whole, jnp.sum(kept * went**2) / whole
 

@@ -435,7 +435,7 @@ class Tuning:
         )  # fmt: skip
 
 
-def _told(why: str, tried: Mapping[float, float], score: str) -> dict[str, Any]:
+def _told(why: str, tried: Mapping[Any, float], score: str) -> dict[str, Any]:
     """What to say of a choice; JSON has no infinity."""
     curve = [[v, float(s) if math.isfinite(s) else None] for v, s in sorted(tried.items())]
     return {"why": why, "tried": curve, "score": score}

@@ -67,7 +67,7 @@ def test_the_labels_are_read_once_and_nothing_is_decoded_for_it(tmp_path, monkey
     cache_dir = load.find_cache_dir(config)
     monkeypatch.setattr(preprocess, "decode", None)
     first = our_tfds.open_tfds(config, cache_dir)
-    assert len(list(cache_dir.glob("tfds_labels_*.npy"))) == 2
+    assert len(list(cache_dir.glob("tfds_labels_*.npz"))) == 2
     monkeypatch.setattr(our_tfds, "in_workers", None)
     second = our_tfds.open_tfds(config, cache_dir)
     np.testing.assert_array_equal(first.train.labels, second.train.labels)

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from edf_jax import distilled_set
-from edf_jax.distill import loop as distill
 from edf_jax.distill import pairs
+from edf_jax.distill.loop import distill
 from edf_jax.distill.watch import NotLearning, Watch
 from edf_jax.matching.iteration import Learnable, initial_state, outer_optimiser, outer_step
 from edf_jax.methods import curriculum
@@ -227,6 +227,24 @@ def test_best_on_test_is_the_best_of_the_evaluations(tmp_path, store):
     assert distilled_set.load(tmp_path / "distilled" / "last.safetensors").step == 6
 
 
+def test_another_evaluation_half_way_starts_a_new_best(tmp_path, store, caplog):
+    worth = {0: 9.0, 3: 5.0, 6: 4.0, 9: 3.0}
+
+    def best_after(**values):
+        config = tiny.config("datm", **values)
+        tiny.run_distillation(
+            config, tmp_path, store, on=lambda distilled, it: tiny.Accuracy(worth[it])
+        )
+        return distilled_set.load(tmp_path / "distilled" / "best_on_test.safetensors").step
+
+    assert best_after() == 0
+    assert best_after(**{"distill.iterations": 9, "evaluate.width": 8}) == 0
+    worth[12] = 2.0
+    # More epochs: what is 9.0 by the old evaluation says nothing about the new one's 3.0.
+    assert best_after(**{"distill.iterations": 12, "evaluate.epochs": 5}) == 9
+    assert "the best set so far is sought anew" in tiny.messages(caplog)[-1]
+
+
 def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeypatch):
     shown = []
     images, histogram = MetricsWriter.images, MetricsWriter.histogram
@@ -297,7 +315,7 @@ def test_a_run_that_does_not_learn_is_noticed_in_its_first_tenth(tmp_path, store
     with MetricsWriter(tmp_path, tensorboard=False) as metrics:
         watch = Watch(config, metrics, tiny.evaluate, lambda finding: bool(finding.key))
         with pytest.raises(NotLearning, match="10 of 10|9 of 9|11 of 11|changed nothing"):
-            distill.distill(
+            distill(
                 config, tiny.network(), tiny.initial_set(), store, None, tiny.evaluate, metrics,
                 tmp_path, watch,
             )  # fmt: skip

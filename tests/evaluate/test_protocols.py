@@ -280,7 +280,7 @@ def _test_data(network, n=20):
 
 def test_rded_reports_the_best_check_and_the_last_epoch(teacher):
     network = _network("ConvNetD1W4BN")
-    evaluator = protocols.RdedEvaluator(
+    evaluator = protocols.rded_evaluator(
         network, teacher, *_test_data(network), epochs=21, batch=4
     )
     rate = jnp.float32(0.01)
@@ -302,7 +302,7 @@ def test_all_students_of_the_sre2l_protocol_see_the_table(teacher):
     network = _network()
     images = _set()
     table = _table(teacher, images, epochs=1)
-    evaluator = protocols.Sre2lEvaluator(network, *_test_data(network), epochs=1, batch=4)
+    evaluator = protocols.sre2l_evaluator(network, *_test_data(network), epochs=1, batch=4)
     states = evaluator.train(images, table, jnp.full(2, 0.01), jax.random.key(0))
     recipe = training.Recipe(
         network, protocols.kl_loss, training.adamw(network, 0.01), lambda key, x: x, lambda x: x, 4

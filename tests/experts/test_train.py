@@ -126,7 +126,7 @@ def test_the_experts_seed_is_the_runs_unless_given(trained, tmp_path):
 def test_pads_experts_never_see_what_an_epoch_leaves_out(tmp_path, monkeypatch):
     data = tiny.dataset()
     hardest_last = np.arange(len(data.train.labels), dtype=np.float32)
-    monkeypatch.setattr(experts, "_difficulty", lambda *arguments: hardest_last)
+    monkeypatch.setattr(experts.difficulty, "mean_scores", lambda *_, **__: hardest_last)
     config = _config("pad")
     plain, _ = _train(config, tmp_path / "plain", data)
     # Epoch 0 shows the easiest three quarters of each class of 13 or 14: 9 or 10.

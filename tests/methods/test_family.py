@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.matching.iteration import Learnable
 from edf_jax import distilled_set
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import METHODS, default_config, parse_variant, resolve
 from edf_jax.data.coresets import choose_near_centres
-from edf_jax.distill import loop as distill
 from edf_jax.distill import pairs
 from edf_jax.experts import difficulty
 from edf_jax.matching import gradient as matching
-from edf_jax.matching.iteration import initial_state, make_iteration
+from edf_jax.matching.iteration import Learnable, initial_state, make_iteration
 from edf_jax.methods import curriculum, dsa, family
 from edf_jax.methods.soft_labels import hard_labels, smoothed_labels, snapshot_labels
 from edf_jax.training import loop as training

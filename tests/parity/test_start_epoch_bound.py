@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from edf_jax.methods import curriculum
-from edf_jax.distill import loop as distill
 from tests.parity import reference
 
 

@@ -84,8 +84,10 @@ def test_start_epochs_that_nobody_can_follow_are_told():
 
 
 def test_images_that_networks_learn_much_less_from_are_told():
-    evaluations = [{"step": 0, "held_out_accuracy_mean": 40.0, "held_out_accuracy_std": 0.5},
-                   {"step": 30, "held_out_accuracy_mean": 20.0, "held_out_accuracy_std": 0.5}]  # fmt: skip
+    evaluations = [
+        {"step": step, "held_out_accuracy_mean": mean, "held_out_accuracy_std": 0.5}
+        for step, mean in ((0, 40.0), (30, 20.0))
+    ]
     (finding,) = not_learning(CONFIG, rows(falling()), evaluations)
     assert finding.key == "distill.lr_img" and "20.0%" in finding.what
     evaluations[1]["held_out_accuracy_mean"] = 35.0

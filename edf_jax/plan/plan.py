@@ -189,7 +189,8 @@ def _warnings(plan: Plan) -> list[str]:
     warnings = []
     options, experts = config.distill, config.experts
     steps = options.expert_epochs * -(-plan.data.num_train // experts.batch)
-    if options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
+    found = "distill.lr_teacher" in plan.autos
+    if not found and options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
         warnings.append(
             f"a student takes {options.syn_steps} steps where an expert takes {steps}, so most "
             "matching losses will be over distill.threshold and teach nothing: lower experts.batch "

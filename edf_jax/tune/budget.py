@@ -19,6 +19,7 @@ import numpy as np
 
 from edf_jax.config.resolve import autos, flatten, reckoned, resolve
 from edf_jax.data.describe import describe_dataset
+from edf_jax.data.subsets import chosen_subset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan.hours import forward_flops, rate
@@ -154,11 +155,7 @@ def _sizes(config) -> list[Sizes]:
     open_keys = autos(flat)
     resolutions = [config.data.resolution]
     if "data.resolution" in open_keys:
-        own = describe_dataset(resolve(config, **{"data.resolution": 0}).data)
-        if not own.available:
-            raise UserError(own.advice)
-        side = min(own.image_shape[:2])
-        resolutions = [r for r in RESOLUTIONS if r <= side] or [side]
+        resolutions = _resolutions(config)
     widths = WIDTHS if "model.width" in open_keys else [config.model.width]
     found = []
     for resolution in resolutions:
@@ -166,6 +163,17 @@ def _sizes(config) -> list[Sizes]:
             sized = resolve(config, **{"data.resolution": resolution, "model.width": width})
             found.append(_size(sized, describe_dataset(sized.data)))
     return found
+
+
+def _resolutions(config) -> list[int]:
+    """The sides that the images are large enough for; of ImageNet's all."""
+    if chosen_subset(config.data) is not None:
+        return list(RESOLUTIONS)
+    own = describe_dataset(resolve(config, **{"data.resolution": 0}).data)
+    if not own.available:
+        raise UserError(own.advice)
+    side = min(own.image_shape[:2])
+    return [r for r in RESOLUTIONS if r <= side] or [side]
 
 
 def _size(config, data) -> Sizes:

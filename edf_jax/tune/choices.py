@@ -107,7 +107,7 @@ def choose_steps_and_targets(
     by_target = mean.max(axis=0)
     m = max(np.flatnonzero(by_target >= _TARGETS_SHARE * by_target.max()))
     n = min(np.flatnonzero(mean[:, m] >= _STEPS_SHARE * mean[:, m].max()))
-    return steps[n], targets[m]
+    return steps[int(n)], targets[int(m)]
 
 
 def well_followed(gain: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import measure_baseline
 from edf_jax.experts.train import open_experts
 from edf_jax.report import comparison
-from edf_jax.runs.folder import Run
+from edf_jax.runs.files import RunFiles
+from edf_jax.runs.folder import OF_A_GRID, Run, locked, refuse_foreign
 from edf_jax.runs.grid import ABLATIONS, Grid, GridRun, make_grid, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
@@ -117,8 +118,8 @@ def compare(
         UserError: a run can't be made.
         Preempted: asked to stop; what is done is kept.
     """
-    busy = f"another process works on {workdir}: wait for it or give another --workdir"
-    with storage.locked(workdir, busy):
+    refuse_foreign(workdir, OF_A_GRID)
+    with locked(workdir):
         for number, one in enumerate(grid.runs.values(), 1):
             if is_finished(one):
                 continue
@@ -138,7 +139,11 @@ def is_finished(one: GridRun) -> bool:
         record = storage.read_record(one.workdir / "cell.json")
     except storage.DamagedFile:
         return False
-    return record.get("config") == _digest(one) and (one.workdir / "result.json").exists()
+    try:
+        return record.get("config") == _digest(one) and bool(RunFiles(one.workdir).result)
+    except UserError as error:
+        _log.warning("%s: made again", error)
+        return False
 
 
 def _digest(one: GridRun) -> str:
@@ -157,7 +162,7 @@ def run_here(one: GridRun, command: str) -> None:
         else:
             result = run_stages(run, "evaluate") or {}
         result["peak_device_memory_mb"] = _peak_device_memory_mb()
-        storage.write_text(one.workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
         storage.write_record(one.workdir / "cell.json", {"config": _digest(one)})
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.config.pinned import differing
+from edf_jax.config.resolve import flatten
 from edf_jax.data import Normalisation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
-from edf_jax.runtime.storage import load_tensors, save_tensors
 
 _FORMAT = "edf_jax distilled set 1"
 # A label surer than this is a hard one.
@@ -77,6 +78,7 @@ class DistilledSet(LabelledImages):
         normalisation: what turns pixels into `images`.
         step: updates made; 0 for the real images it grew from.
         origin: `DatasetInfo.identity` of the real images; {} where unknown.
+        best: on a finished run's last set, the steps of the run's best sets by name.
     """
 
     # Without the default that it has for images that no rate was learned with.
@@ -84,7 +86,9 @@ class DistilledSet(LabelledImages):
     class_names: tuple[str, ...]
     normalisation: Normalisation
     step: int = 0
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+    _: dataclasses.KW_ONLY
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def pixels(self) -> np.ndarray:
@@ -92,11 +96,13 @@ class DistilledSet(LabelledImages):
         return np.asarray(self.normalisation.invert(self.images), np.float32)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a `.safetensors` file, whole or not at all.
+        """Writes a `.safetensors` file, whole or not at all, that knows its name.
 
         With ZCA the file also holds `pixels`, for readers without the matrix.
         """
-        save_tensors(pathlib.Path(path), *self.packed())
+        path = pathlib.Path(path)
+        tensors, metadata = self.packed()
+        storage.save_tensors(path, tensors, {**metadata, "name": path.stem})
 
     def packed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata that `unpacked` makes the set of."""
@@ -114,6 +120,7 @@ class DistilledSet(LabelledImages):
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
             "origin": json.dumps(dict(self.origin)),
+            "best": json.dumps(dict(self.best)),
         }
         return tensors, metadata
 
@@ -126,25 +133,47 @@ def load(path: str | os.PathLike) -> DistilledSet:
             says, by default `distilled/last.safetensors`.
 
     Raises:
-        UserError: there is no such file, or it isn't a distilled set.
-        DamagedFile: it isn't what was written.
+        DamagedFile: there is no such file, it isn't what was written, or in a run's `distilled/`
+            another set has its name.
+        UserError: it isn't a distilled set, or lies in another run than its own.
     """
     path = pathlib.Path(path)
     if path.is_dir():
         path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
-        raise UserError(f"there is no distilled set at {path}")
-    return unpacked(*load_tensors(path, _FORMAT))
+        raise storage.DamagedFile(f"there is no distilled set at {path}")
+    tensors, metadata = storage.load_tensors(path, _FORMAT)
+    found = unpacked(tensors, metadata)
+    if path.parent.name == "distilled":
+        storage.check_place(path, metadata, {"name": path.stem})
+        _check_run(path, found.config)
+    return found
+
+
+def _check_run(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Refuses a set with another config than that of the run whose folder it lies in."""
+    own = _run_config(path.parent.parent)
+    difference = differing(config, {key: value for key, value in own.items() if key in config})
+    if difference is not None:
+        name, was, value = difference
+        raise UserError(
+            f"{path} was put there from elsewhere: it was made with {name}={was!r}, its folder's "
+            f"run has {value!r}; remove it, and the run's command makes it again"
+        )
+
+
+def _run_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """A run's config, flat; {} where it isn't known."""
+    try:
+        return flatten(storage.read_record(workdir / "config.json", sealed=False))
+    except storage.DamagedFile:
+        return {}
 
 
 def selected(workdir: pathlib.Path) -> str:
     """The name of the set that a run's config says it is about."""
-    try:
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        selected = config["distill"]["select"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "last"
-    return {"test": "best_on_test", "heldout": "best_on_held_out"}.get(selected, "last")
+    names = {"test": "best_on_test", "heldout": "best_on_held_out"}
+    return names.get(str(_run_config(workdir).get("distill.select")), "last")
 
 
 def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:
@@ -159,6 +188,7 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
         int(metadata.get("step", 0)),
         config=config,
         origin=json.loads(metadata.get("origin", "{}")),
+        best=json.loads(metadata.get("best", "{}")),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 import sys
@@ -153,14 +152,14 @@ def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict
     """Writes the result, and the report where it is wanted."""
     workdir = run.workdir
     result = {**figures, "method": run.config.method, "workdir": str(workdir), **run.provenance()}
-    storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+    run.write_result(result)
     if "report" in wanted:
         with run.stage("report"):
             written = processes.shared("report", lambda: str(_report(workdir)))
             if processes.is_first():
                 print(f"report: {written}", file=sys.stderr)
         result.update(run.provenance())
-        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
     return result
 
 

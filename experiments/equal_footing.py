@@ -62,7 +62,7 @@ def _run(argv: list[str]) -> int:
         with run.stage("evaluate"):
             figures = evaluate(config, workdir)
         result = {**figures, "workdir": str(workdir), **run.provenance()}
-        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
     for name in _SETS:
         print(f"{name:8s} {result[f'{name}_mean']:.2f} ± {result[f'{name}_std']:.2f}")
     told = {key: result[key] for key in ("difference", "difference_error", "within_noise")}

@@ -201,6 +201,7 @@ def _labels_beyond(n: int = 20) -> np.ndarray:
 
 _MAKERS: dict[str, Callable[[Path], object]] = {
     "file": _bytes_at("file", b"just a file"),
+    "somebody's notes": _bytes_at("notes.txt", b"years of work"),
     "run of another seed": lambda f: _run(f, seed=7),
     "run of more iterations": lambda f: _run(f, **{"distill.iterations": 99_999}),
     "store of another seed": _store,

@@ -88,6 +88,7 @@ def command_cases() -> Iterator[Case]:
     yield Case(("--config={}/whole.py:variant",), files="config/whole")
     yield _demo("--workdir={}/file", files="file")
     yield _demo("--workdir={}/file/run", files="file")
+    yield _demo("--workdir={}", files="somebody's notes")
     yield _demo("--workdir={}", files="run of another seed")
     yield _demo("--workdir={}", files="run of more iterations")
 

@@ -22,7 +22,7 @@ from edf_jax.report import comparison
 from edf_jax.report.__main__ import main
 from edf_jax.runs.grid import ABLATIONS, make_grid, names_of
 from edf_jax.runs.metrics import open_metrics
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 
 _TINY = {
@@ -334,7 +334,7 @@ def test_a_cell_made_with_another_evaluation_is_run_again(tmp_path):
 
 
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
-    with storage.locked(tmp_path, "busy"):
+    with locks.locked(tmp_path, "busy"):
         with pytest.raises(UserError, match="another process"):
             compare.compare(_plan(tmp_path, "edf"), tmp_path, "compare", _pretend()[0])
 

@@ -35,7 +35,6 @@ from edf_jax.data.sources import Listing, Source
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts
-from edf_jax.runs.files import write_file
 from edf_jax.runtime import devices, randomness, storage, tables
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
@@ -143,7 +142,7 @@ def measure_images(
 
     def read(position: int) -> tuple[np.ndarray | None, str]:
         try:
-            return images.read(position), ""
+            return np.asarray(images.read(position)), ""
         except (Unreadable, OSError) as error:
             return None, f"{images.name(position)} ({error})"
 
@@ -315,7 +314,7 @@ def _write_chart(path: pathlib.Path, classes, chosen, name: str) -> None:
 
     marks = {label: subset for subset, labels in chosen.items() for label in labels}
     order = sorted(range(len(classes)), key=lambda label: -classes[label]["complexity"])
-    write_file(
+    storage.write_bytes(
         path,
         charts.bars(
             [classes[label]["class"] for label in order],

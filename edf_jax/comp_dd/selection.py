@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,12 +73,12 @@ def write_subset(
         storage.write_text(path, "\n".join(lines) + "\n")
         return f"--config.data.class_list={path}"
     root = folder / name
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for split, images in (("train", source.train), ("test", source.test)):
-        _write_split(temporary / split, labels, images, source.class_names)
-    shutil.rmtree(root, ignore_errors=True)
-    temporary.rename(root)
+    splits = {"train": source.train, "test": source.test}
+    if root.exists() and not (root.is_dir() and {p.name for p in root.iterdir()} <= set(splits)):
+        raise UserError(f"{root} is there and no subset: remove it or give another --out")
+    with storage.appearing(root) as temporary:
+        for split, images in splits.items():
+            _write_split(temporary / split, labels, images, source.class_names)
     return f"--config.data.source=folder --config.data.path={root}"
 
 
@@ -108,7 +106,7 @@ def _write_image(place: pathlib.Path, position: int, images: Listing) -> None:
         (place / f"{position:06d}_{file.name}").symlink_to(file.resolve())
         return
     try:
-        pixels = images.read(position)
+        pixels = np.asarray(images.read(position))
     except (Unreadable, OSError):
         return
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import logging
 import pathlib
 import re
@@ -18,7 +17,7 @@ from absl import flags
 
 from edf_jax.config import files
 from edf_jax.config.resolve import SCHEMA, unknown_key
-from edf_jax.runtime import console
+from edf_jax.runtime import console, storage
 from edf_jax.runtime.errors import UserError
 
 _HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
@@ -217,5 +216,5 @@ def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
     overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
     workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:
-        workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+        workdir += "-" + storage.fingerprint("\n".join(overrides).encode())[:8]
     return workdir

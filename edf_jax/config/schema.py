@@ -222,7 +222,7 @@ _DISTILL = {
     "distill.store": Key(
         AUTO,
         "what the backward sweep finds stored of a step instead of computing it again; auto is "
-        "the most that fits on an accelerator, and nothing on a CPU, where nothing was faster",
+        "nothing, which is faster on a CPU and moves fewer bytes on a GPU",
         choices=(AUTO, "nothing", "products", "everything"),
     ),
     "distill.on_nan": Key(

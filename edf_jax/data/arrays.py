@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import pathlib
 import warnings
 import zlib
@@ -20,6 +19,7 @@ from edf_jax.data.sources import (
     distinct,
     existing_folder,
 )
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -115,8 +115,8 @@ def open_npz(data_config) -> Source:
             arrays = [np.asanyarray(archive[key]) for key in keys]
             names = None
             if "class_names" in archive:
-                names = [str(name) for name in archive["class_names"]]
-                names = distinct(names, [str(label) for label in range(len(names))])
+                given = [str(name) for name in archive["class_names"]]
+                names = distinct(given, [str(label) for label in range(len(given))])
     except UserError:
         raise
     # A damaged archive makes zipfile and NumPy raise nearly anything; a claim of terabytes too.
@@ -161,7 +161,7 @@ def _from_arrays(name: str, arrays, where: pathlib.Path, class_names) -> Source:
         _listing(images, labels, class_names, split, where)
         for split, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:]))
     )
-    shape, other = list(train.images.shape[1:]), list(test.images.shape[1:])
+    shape, other = (list(listing.images.shape[1:]) for listing in (train, test))  # type: ignore[union-attr]
     if shape != other:
         raise UserError(f"Images of {where} are {shape} in train but {other} in test.")
     normalisation = None
@@ -195,12 +195,10 @@ def _listing(images: np.ndarray, labels, class_names, split: str, where: pathlib
             stacklevel=2,
         )
     labels = check_labels(labels, class_names, split, where)
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(labels.tobytes())
     return Listing(
         labels=labels,
         read=lambda i: images[i],
         name=lambda i: f"{split} image {i} of {where}",
-        identity=digest.hexdigest(),
+        identity=storage.fingerprint(np.ascontiguousarray(images).data, labels.tobytes()),
         images=images,
     )

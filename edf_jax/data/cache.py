@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import IO
 
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 
@@ -17,20 +18,16 @@ def default_cache_dir() -> str:
 
 
 def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes under a temporary name, then renames.
+    """Writes a file that appears whole or not at all.
 
     Raises:
         UserError: the folder can't be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with storage.appearing(path) as temporary, open(temporary, "wb") as file:
             write(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, storage.WriteFailed) as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); set --config.data.cache_dir to "
+            f"{path} cannot be written ({storage.cause(error)}); set --config.data.cache_dir to "
             "a folder with space."
         ) from None

@@ -118,12 +118,12 @@ def _of_tfds(data_config) -> DatasetPlan:
             raise
         return dataclasses.replace(plan, location=location, advice=str(other_format))
     advice = f"The TFDS set is not in {location}. {how_to_get(data_config)}"
-    if folder is None and plan is None:
-        raise MissingData(advice)
+    if plan is None:
+        if folder is None:
+            raise MissingData(advice)
+        return _counted(data_config)
     if folder is None:
         return dataclasses.replace(plan, location=location, advice=advice)
-    if plan is None:
-        return _counted(data_config)
     counts = _tfds_counts(folder, data_config)
     return dataclasses.replace(plan, location=str(folder), available=True, **counts)
 

@@ -43,7 +43,7 @@ def stream(
     return _mapped(read, positions, workers).batch(together, batch_fn=np.concatenate)
 
 
-def _mapped(function: Callable, items: Sequence, workers: int) -> grain.IterDataset:
+def _mapped(function: Callable, items: Sequence | np.ndarray, workers: int) -> grain.IterDataset:
     threads = workers or devices.available_cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return grain.MapDataset.source(items).map(function).to_iter_dataset(options)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.pipeline import in_workers
 from edf_jax.data.sources import Listing, digest_of
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 VERSION = 2  # part of the key: raise it when the same settings give other pixels
@@ -138,7 +138,8 @@ class _Cache:
 
     def finished(self) -> list[_Chunk]:
         """The first chunks that the record names and whose pixels are as it says."""
-        chunks, row, whole = [], 0, False
+        chunks: list[_Chunk] = []
+        row, whole = 0, False
         images = self.images()
         for chunk in self._recorded():
             whole |= chunk.stop == self.count
@@ -197,16 +198,18 @@ class _Cache:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    return storage.fingerprint(np.ascontiguousarray(array).data)
 
 
 def _fill(cache: _Cache, chunks: list[_Chunk], listing, settings, workers: int, progress) -> None:
     """Decodes what `chunks` lack, and adds to them."""
     start = chunks[-1].stop if chunks else 0
     row = sum(chunk.kept for chunk in chunks)
-    images = cache.images()
-    shape = images.shape[1:] if images is not None and chunks else _image_shape(listing, settings)
-    if start < len(listing):
+    there = cache.images()
+    if there is not None and start == len(listing):
+        images, shape = there, there.shape[1:]
+    else:
+        shape = _image_shape(listing, settings)
         images = cache.open((len(listing), *shape))
         decoded = _decode_from(start, listing, settings, workers)
     rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // math.prod(shape)))

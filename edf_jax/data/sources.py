@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edf_jax.data.normalisation import Normalisation
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 
@@ -66,7 +66,7 @@ class MissingData(UserError):
 
 def digest_of(content) -> str:
     """Hex digest of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return storage.fingerprint(json.dumps(content, sort_keys=True).encode())
 
 
 def existing_folder(path: str, layout: str) -> pathlib.Path:

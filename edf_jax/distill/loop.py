@@ -39,7 +39,7 @@ from edf_jax.models import Network
 from edf_jax.plan.memory import place_iteration
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.statistics import Accuracies
-from edf_jax.runtime import devices, preemption, processes, randomness
+from edf_jax.runtime import preemption, processes, randomness
 from edf_jax.runtime.errors import Preempted, UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training import parallel
@@ -84,11 +84,9 @@ def distill(
         NotLearning: `watch` says so.
     """
     options = config.distill
-    placement = place_iteration(
-        config, network, len(initial.images), devices.local_device().memory
-    )
+    placement = place_iteration(config, network, len(initial.images))
     iterate = make_iteration(config, network, len(initial.images), placement)
-    work = _Distillation(config, initial, cam, metrics, workdir, placement)
+    work = _Distillation(config, initial, store.digest, cam, metrics, workdir, placement)
     first, last = work.position.iteration, options.iterations
     pairs = Pairs(config, network, store, first, placement)
     with Progress("distill", last, "iteration", start=first) as bar:
@@ -115,7 +113,7 @@ def distill(
             "%d iterations in %.1f s, evaluations included; %.1f%% of it waiting for snapshots",
             last - first, took, 100 * pairs.waited / took,
         )  # fmt: skip
-    final = work.current(last)
+    final = dataclasses.replace(work.current(last), best=work.position.best_steps())
     final.save(workdir / "distilled" / "last.safetensors")
     return final
 
@@ -131,12 +129,13 @@ class _Distillation:
         key: of all iterations.
     """
 
-    def __init__(self, config, initial, cam, metrics, workdir, placement: Placement):
+    def __init__(self, config, initial, experts: str, cam, metrics, workdir, placement: Placement):
         self._config, self._initial = config, initial
         self._metrics, self._folder = metrics, workdir / "distilled"
         self._weigh = None if cam is None else make_weight(config, cam)
         self.key = randomness.stream(config.seed, "distill")
-        self._checkpoints = Checkpoints(workdir, config)
+        of = {"data": initial.origin.get("digest", ""), "experts": experts}
+        self._checkpoints = Checkpoints(workdir, config, of)
         values = Learnable(
             jnp.asarray(initial.images, jnp.float32),
             jnp.asarray(initial.labels, jnp.float32),

@@ -7,17 +7,16 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.config.resolve import baseline_rates, flatten
 from edf_jax.data import Dataset
-from edf_jax.distilled_set import DistilledSet, LabelledImages
+from edf_jax.distilled_set import LabelledImages
 from edf_jax.evaluate import protocols, stored_labels
-from edf_jax.evaluate.from_scratch import FromScratch, OnEpochs
+from edf_jax.evaluate.from_scratch import FromScratch, OnEpochs, RealTestData
 from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.plain import plain_evaluator
 from edf_jax.evaluate.real_baselines import Networks, RealImages
@@ -27,8 +26,7 @@ from edf_jax.models.choose import MATCHED, network_for
 from edf_jax.runtime import processes, randomness, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
-from edf_jax.training.loop import Prepare
-from edf_jax.training.streaming import Images, place
+from edf_jax.training.streaming import place
 from edf_jax.training.trained import TrainedNetwork
 
 _log = logging.getLogger(__name__)
@@ -64,29 +62,21 @@ class Measurement:
     keep_labels: bool = False
 
 
-class TestData(NamedTuple):
-    """The real test images as evaluators take them: stored, with labels, and how to prepare."""
-
-    images: Images
-    labels: jax.Array
-    prepare: Prepare
-
-
-def test_data(config, dataset: Dataset) -> TestData:
+def test_data(config, dataset: Dataset) -> RealTestData:
     """A dataset's test images, where the config wants them."""
     test, normalisation = dataset.test, dataset.info.normalisation
     images, prepare = place(test.images, normalisation, config.data.on_device)
-    return TestData(images, jnp.asarray(test.labels), prepare)
+    return RealTestData(images, jnp.asarray(test.labels), prepare)
 
 
 def make_evaluator(
-    config, network: Network, test: TestData, *, epochs: int, augmented: bool = True
+    config, network: Network, test: RealTestData, *, epochs: int, augmented: bool = True
 ) -> FromScratch:
     """The plain protocol with a config's settings."""
     options = config.evaluate
     return plain_evaluator(
         network,
-        *test,
+        test,
         epochs=epochs,
         batch=options.batch,
         momentum=options.momentum,
@@ -198,13 +188,13 @@ class Evaluation:
             return protocols.rded_evaluator(
                 network,
                 self.teacher,
-                *self._test,
+                self._test,
                 augmented=one.augmented,
                 bn_updates=options.bn_updates,
                 **sizes,
             )
         if one.protocol == "sre2l":
-            return protocols.sre2l_evaluator(network, *self._test, **sizes)
+            return protocols.sre2l_evaluator(network, self._test, **sizes)
         return make_evaluator(
             self.config, network, self._test, epochs=options.epochs, augmented=one.augmented
         )
@@ -318,10 +308,7 @@ class Evaluation:
         """
         known = self._known_rate(one)
         if known is not None:
-            if known != one.images.alpha:
-                return known, "given"
-            at_start = isinstance(one.images, DistilledSet) and not one.images.step
-            return known, "as it started" if at_start else "learned"
+            return known, "learned" if known == one.images.alpha else "given"
         rates = baseline_rates(self.config.evaluate.baseline_rates)
         held_out = self.held_out(one.images)
         if not len(held_out):
@@ -362,7 +349,7 @@ class Evaluation:
             "seed": self.config.seed,
         }
         path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
-        kept = _kept_table(path)
+        kept = _kept_table(path, details)
         if kept is not None:
             return kept, _sizes(kept, images, path)
         table = protocols.make_table(
@@ -393,11 +380,12 @@ def images_per_class(images: LabelledImages) -> int:
     return count // num_classes
 
 
-def _kept_table(path: pathlib.Path) -> stored_labels.Table | None:
+def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.Table | None:
     def read() -> tuple[bool, dict[str, np.ndarray]]:
         if path.exists():
             try:
-                table, _ = stored_labels.load(path)
+                table, details = stored_labels.load(path)
+                storage.check_place(path, details, wanted)
                 return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
             except storage.DamagedFile as error:
                 _log.warning("%s: made again", error)

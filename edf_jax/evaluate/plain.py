@@ -14,12 +14,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from edf_jax.evaluate.from_scratch import FromScratch
+from edf_jax.evaluate.from_scratch import FromScratch, RealTestData
 from edf_jax.methods import dsa
 from edf_jax.models import Network
 from edf_jax.training import losses
-from edf_jax.training.loop import Epochs, Prepare, Recipe, sgd
-from edf_jax.training.streaming import Images
+from edf_jax.training.loop import Epochs, Recipe, sgd
 
 
 def schedule(epochs: int, rate: jax.Array) -> Epochs:
@@ -36,9 +35,7 @@ def schedule(epochs: int, rate: jax.Array) -> Epochs:
 
 def plain_evaluator(
     network: Network,
-    test_images: Images,
-    test_labels: jax.Array,
-    prepare: Prepare,
+    test: RealTestData,
     *,
     epochs: int,
     batch: int = 128,
@@ -51,9 +48,7 @@ def plain_evaluator(
 
     Args:
         network: the architecture.
-        test_images: `[N, H, W, C]` as stored.
-        test_labels: `[N]`.
-        prepare: from stored test images to inputs.
+        test: what they are tested on.
         epochs: E_eval; one more is run.
         batch: training batch size.
         momentum: of SGD.
@@ -70,5 +65,4 @@ def plain_evaluator(
         batch,
     )
     epochs_at = functools.partial(schedule, epochs)
-    test = (test_images, test_labels, prepare)
-    return FromScratch(network, lambda _: recipe, epochs_at, epochs + 1, *test)
+    return FromScratch(network, lambda _: recipe, epochs_at, epochs + 1, test)

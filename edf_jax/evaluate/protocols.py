@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.evaluate import crops, stored_labels
-from edf_jax.evaluate.from_scratch import FromScratch
+from edf_jax.evaluate.from_scratch import FromScratch, RealTestData
 from edf_jax.models import Network
 from edf_jax.training import losses
-from edf_jax.training.loop import Epochs, Prepare, Recipe, adamw
-from edf_jax.training.streaming import Images
+from edf_jax.training.loop import Epochs, Recipe, adamw
 from edf_jax.training.trained import TrainedNetwork
 
 TEMPERATURE = 20.0
@@ -85,9 +84,7 @@ def kl_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array | None) -> ja
 def rded_evaluator(
     network: Network,
     teacher: TrainedNetwork,
-    test_images: Images,
-    test_labels: jax.Array,
-    prepare: Prepare,
+    test: RealTestData,
     *,
     epochs: int,
     batch: int,
@@ -102,9 +99,7 @@ def rded_evaluator(
     Args:
         network: the architecture.
         teacher: labels the batches.
-        test_images: `[N, H, W, C]` as stored.
-        test_labels: `[N]`.
-        prepare: from stored test images to inputs; they are then enlarged as RDED's are.
+        test: what they are tested on, enlarged as RDED's test images are.
         epochs: how many.
         batch: training batch size.
         augmented: False leaves the images as they are (for the augmentation-robust score).
@@ -131,9 +126,7 @@ def rded_evaluator(
         make_recipe,
         functools.partial(schedule, epochs, halves=2.0),
         epochs,
-        test_images,
-        test_labels,
-        lambda images: crops.enlarge(prepare(images)),
+        test._replace(prepare=lambda images: crops.enlarge(test.prepare(images))),
         context=teacher.arrays,
         checks=rded_checks(epochs),
     )
@@ -141,9 +134,7 @@ def rded_evaluator(
 
 def sre2l_evaluator(
     network: Network,
-    test_images: Images,
-    test_labels: jax.Array,
-    prepare: Prepare,
+    test: RealTestData,
     *,
     epochs: int,
     batch: int,
@@ -165,9 +156,7 @@ def sre2l_evaluator(
         lambda _: recipe,
         functools.partial(schedule, epochs, halves=1.0),
         epochs,
-        test_images,
-        test_labels,
-        prepare,
+        test,
         view=stored_labels.show,
     )
 

@@ -113,9 +113,11 @@ def evaluate_run(
     planned = [row for name in names for row in _planned(evaluation, name, sets)]
     figures = evaluation.measure([measurement for _, measurement in planned])
     rows = [{"kind": kind, **row} for (kind, _), row in zip(planned, figures)]
-    for row, (kind, measurement) in zip(rows, planned):
-        if kind in sets and not config.evaluate.distilled:
-            row["step"] = measurement.images.step
+    for row in rows:
+        if row["kind"] in sets and not config.evaluate.distilled:
+            row["step"] = sets[row["kind"]].step
+        if row["kind"] == "initial" and row["rate_from"] == "learned":
+            row["rate_from"] = "as it started"
     for name in names:
         full = _full(evaluation, name, expert_accuracies)
         if full is not None:
@@ -205,6 +207,8 @@ def _full(
         "augment": config.augment.to_dict(),
         "seed": config.seed,
         "dataset": dataset.info.fingerprint,
+        "model": config.model.to_dict() if name == MATCHED else {},
+        "precision": config.precision,
     }
     how = f"{epochs} epochs by the experts' recipe"
     return evaluation.measured.need(
@@ -253,6 +257,7 @@ def _result(
         "network": first,
         "protocol": options.protocol,
         "num_eval": options.num,
+        "dataset": evaluation.dataset.info.name,
         "num_test_images": len(evaluation.dataset.test.labels),
     }
     if not options.distilled:

@@ -33,7 +33,7 @@ from edf_jax.evaluate.teacher import get_teacher
 from edf_jax.experts.train import open_experts, train_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import MATCHED
-from edf_jax.runs.folder import Run, origin
+from edf_jax.runs.folder import OF_A_GRID, Run, locked, origin, refuse_foreign
 from edf_jax.runs.grid import GridRun, make_grid
 from edf_jax.runs.metrics import open_metrics
 from edf_jax.runs.prepare import prepare
@@ -141,8 +141,8 @@ def make_table(
 
     resolved = resolve(config)
     devices.set_up(resolved.precision, deterministic=resolved.deterministic)
-    busy = f"another process works on {workdir}: wait for it or give another --workdir"
-    with storage.locked(workdir, busy):
+    refuse_foreign(workdir, OF_A_GRID)
+    with locked(workdir):
         runs = _distil(config, [n for n in sets if not sets[n]], workdir, command)
         table = _measure(resolved, sets, runs, protocols, networks, workdir, command)
         storage.write_text(workdir / "protocols.md", to_markdown(table))

@@ -215,9 +215,10 @@ class _Trainer:
     def _scores(self) -> np.ndarray:
         """The training images' difficulty `[N]`, kept in the store."""
         path, options = self.store.folder / "difficulty", self._config.experts
+        place = {"settings": self.store.digest}
         try:
             _, found = processes.shared_arrays(
-                "difficulty", lambda: (None, storage.load_arrays(path))
+                "difficulty", lambda: (None, storage.load_arrays(path, place=place))
             )
             return found["scores"]
         except storage.DamagedFile:
@@ -233,7 +234,7 @@ class _Trainer:
             key=randomness.stream(expert_seed(self._config), "difficulty"),
             workers=self._config.data.workers,
         )
-        storage.save_arrays(path, {"scores": scores})
+        storage.save_arrays(path, {"scores": scores}, place=place)
         return scores
 
 

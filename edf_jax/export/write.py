@@ -9,13 +9,14 @@ python -m edf_jax.export --run=runs/demo --to=tfds           a TFDS folder (arra
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.distilled_set import DistilledSet
@@ -30,6 +31,7 @@ from edf_jax.export.formats import (
     write_torch,
 )
 from edf_jax.runs.files import RunFiles
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Each fills an empty folder from the set and its record.
@@ -72,23 +74,18 @@ def export(
         raise UserError(f"--to={to}: choose one of {', '.join(FORMATS)}")
     out = pathlib.Path(out)
     record = describe(distilled, result or {}, kind)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    (_check_file if to == "npz" else _check_folder)(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if to == "npz":
-            _check_file(out)
-            write_npz(distilled, record, temporary)
-            temporary.replace(out)
-        else:
-            _check_folder(out)
-            temporary.mkdir()
-            _WRITERS[to](distilled, record, temporary)
-            (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-            _replace_folder(temporary, out)
+        with storage.appearing(out) as temporary:
+            if to == "npz":
+                write_npz(distilled, record, temporary)
+            else:
+                temporary.mkdir()
+                _WRITERS[to](distilled, record, temporary)
+                record = {**record, "files": _files(temporary)}
+                (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out} can't be written: {error.strerror or error}") from error
-    finally:
-        _remove(temporary)
     return out
 
 
@@ -120,33 +117,36 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
 def _check_file(out: pathlib.Path) -> None:
     if out.suffix != ".npz" or out.is_dir():
         raise UserError(f"--out={out}: give a file that ends in .npz")
+    if not out.exists():
+        return
+    try:
+        with np.load(out, allow_pickle=False) as arrays:
+            earlier = json.loads(str(arrays["record"]))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        earlier = False
+    if not earlier:
+        raise UserError(f"--out={out} is no export of ours: give another name")
 
 
 def _check_folder(out: pathlib.Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"--out={out} is a file: give a folder")
     try:
-        earlier = json.loads((out / _RECORD).read_text())["format"] == FORMAT
+        record = json.loads((out / _RECORD).read_text())
+        own = set(record["files"]) if record["format"] == FORMAT else set()
     except (OSError, ValueError, KeyError, TypeError):
-        earlier = False
-    if not earlier:
-        raise UserError(f"--out={out} holds other files: give an empty or new folder")
+        own = set()
+    others = [name for name in _files(out) if name not in own]
+    if others:
+        raise UserError(
+            f"--out={out} holds other files ({others[0]}): give an empty or new folder"
+        )
 
 
-def _replace_folder(new: pathlib.Path, out: pathlib.Path) -> None:
-    old = new.with_suffix(".old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    _remove(old)
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _files(folder: pathlib.Path) -> list[str]:
+    """What a folder holds, but for the record."""
+    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return sorted(name for name in files if name != _RECORD)
 

@@ -144,10 +144,10 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
 
     try:
-        config = default_config(**flatten(RunFiles(workdir).config))
-        result = json.loads((workdir / "result.json").read_text())
+        run = RunFiles(workdir)
+        config, result = default_config(**flatten(run.config)), run.result
         seconds, hardware = result["stages"], result["hardware"]
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
         raise UserError(f"{workdir} holds no finished run ({error})") from None
     data = describe_dataset(config.data)
     network = network_for(config, data)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -20,7 +21,10 @@ from edf_jax.config.resolve import (
     network_list,
     reckoned,
 )
+from edf_jax.data import whitening
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.describe import describe_dataset
+from edf_jax.data.load import find_cache_dir
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
 from edf_jax.matching.placement import place
@@ -114,7 +118,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     _check_sizes(config, data, num_images)
     placement = place(config, network, num_images)
     if not options.distilled:
-        placement = memory.place_iteration(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -203,6 +207,7 @@ def _warnings(plan: Plan) -> list[str]:
             f"the experts don't fit on the disk ({_size(plan.disk_free)} free): set experts.num or "
             "experts.epochs lower, or experts.dir to another disk"
         )
+    warnings += _zca_warnings(plan)
     if room is None:
         return warnings
     too_large = [stage for stage, need in plan.memory.items() if need > room]
@@ -223,6 +228,21 @@ def _warnings(plan: Plan) -> list[str]:
         warnings.append(
             f"evaluation doesn't fit into {_size(room)}: lower evaluate.num or evaluate.batch"
         )
+    return warnings
+
+
+def _zca_warnings(plan: Plan) -> list[str]:
+    if not plan.config.data.zca:
+        return []
+    size = math.prod(plan.data.image_shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _disk_free(find_cache_dir(plan.config.data))
+    advice = "set data.zca=False or take a smaller data.resolution"
+    warnings = []
+    if whitening.fit_bytes(size) > memory:
+        warnings.append(f"ZCA doesn't fit into the host's {_size(memory)}: {advice}")
+    if free is not None and whitening.stored_bytes(size) > free:
+        warnings.append(f"the ZCA matrices don't fit on the data cache's disk: {advice}")
     return warnings
 
 
@@ -282,6 +302,8 @@ def _run_lines(plan: Plan) -> list[str]:
         settings = f"unpublished: settings of {of}"
     else:
         settings = f"settings of EDF's config ({of}), not published for {method}"
+    if is_fastai(plan.data.name):
+        settings += ", here with another split of the images"
     changed = ", ".join(_changed(config))
     lines = [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
@@ -322,8 +344,13 @@ def _data_lines(plan: Plan) -> list[str]:
         f"class; {data.counts})"
     ]
     if plan.config.data.zca:
-        side = height * width * channels
-        lines.append(f"whitened: a matrix of {_size(4 * side * side)}")
+        size = math.prod(data.image_shape)
+        lines.append(
+            f"whitened (ZCA): fitting takes {_size(whitening.fit_bytes(size))} of the host's "
+            f"memory, the matrix and its inverse {_size(whitening.stored_bytes(size))} on disk"
+        )
+    if is_fastai(data.name):
+        lines.append("split as fast.ai does: not to be set beside figures of the published set")
     lines.append(f"found: {data.location}" if data.available else f"not there: {data.advice}")
     return lines
 

@@ -15,7 +15,6 @@ from edf_jax.matching import iteration
 from edf_jax.methods import dsa
 from edf_jax.models import Network
 from edf_jax.plan import memory
-from edf_jax.runtime import devices
 from edf_jax.training import losses, streaming
 from edf_jax.training.loop import Epochs, Recipe, for_each_network, initial_state, sgd, train_epochs
 
@@ -57,8 +56,7 @@ def programs(config, data, network: Network, num_images: int) -> list[Program]:
 
 def outer_iteration(config, network: Network, num_images: int) -> Program:
     """One outer iteration."""
-    room = devices.local_device().memory
-    placement = memory.place_iteration(config, network, num_images, room)
+    placement = memory.place_iteration(config, network, num_images)
     function = iteration.make_iteration(config, network, num_images, placement)
     arguments = memory.iteration_arguments(config, network, num_images)
     return Program("outer iteration", function, arguments)

@@ -48,17 +48,23 @@ class Target:
 
 
 def _gpu(name, kind, gigabytes, bandwidth, float32, tf32, bfloat16, *gpu) -> Target:
-    rates = {"float32": float32, "tf32": tf32, "bfloat16": bfloat16}
-    rates = {precision: rate * _TERA for precision, rate in rates.items()}
-    # The driver and the CUDA context keep some 2%.
-    return Target(name, kind, int(0.98 * gigabytes * 2**30), bandwidth * _GB, rates, gpu)
+    rates = _rates(float32, tf32, bfloat16)
+    return Target(name, kind, _usable(gigabytes), bandwidth * _GB, rates, gpu=gpu)
 
 
 def _tpu(name, kind, gigabytes, bandwidth, bfloat16, *topologies) -> Target:
     # float32 and TF32 products are six and three of bfloat16.
-    rates = {"float32": bfloat16 / 6, "tf32": bfloat16 / 3, "bfloat16": bfloat16}
-    rates = {precision: rate * _TERA for precision, rate in rates.items()}
-    return Target(name, kind, int(0.98 * gigabytes * 2**30), bandwidth * _GB, rates, None, topologies)
+    rates = _rates(bfloat16 / 6, bfloat16 / 3, bfloat16)
+    return Target(name, kind, _usable(gigabytes), bandwidth * _GB, rates, tpu=topologies)
+
+
+def _rates(*teraflops: float) -> dict[str, float]:
+    return {name: rate * _TERA for name, rate in zip(("float32", "tf32", "bfloat16"), teraflops)}
+
+
+def _usable(gigabytes: int) -> int:
+    """What the driver and its context leave."""
+    return int(0.98 * gigabytes * 2**30)
 
 
 # GiB, GB/s, dense TFLOP/s in float32, TF32 and bfloat16; then what XLA wants to know.

@@ -284,8 +284,9 @@ def _lying_chart(title: str, size: tuple[float, float], theme: Theme, *, fontsiz
     figure = Figure(size, dpi=dpi, facecolor=theme.background, layout="constrained")
     axes = figure.subplots()
     _bare(axes, theme, grid="x")
-    style = {"fontsize": fontsize, "fontweight": "bold", "wrap": True}
-    axes.set_title(title, loc="left", color=theme.ink, **style)
+    axes.set_title(
+        title, loc="left", color=theme.ink, fontsize=fontsize, fontweight="bold", wrap=True
+    )
     return figure, axes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edf_jax.report import charts
-from edf_jax.runs.files import selected, write_file
+from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Grid, GridRun
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runs.statistics import interval95, interval_text, mean_text
@@ -172,10 +171,10 @@ def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:
 
 
 def _result(run: GridRun) -> dict[str, Any]:
-    try:
-        return json.loads((run.workdir / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run.workdir / 'result.json'} can't be read: remove it") from error
+    result = RunFiles(run.workdir).result
+    if not result:
+        raise UserError(f"{run.workdir / 'result.json'} is missing: compare again")
+    return result
 
 
 def save_grid(grid: Grid, workdir: pathlib.Path) -> None:
@@ -190,7 +189,7 @@ def save_grid(grid: Grid, workdir: pathlib.Path) -> None:
         for identity, run in grid.runs.items()
     }
     what = {"title": grid.title, "rows": grid.rows, "cells": cells, "experts": grid.experts}
-    storage.write_text(workdir / _FILE, json.dumps(what, indent=1))
+    storage.write_record(workdir / _FILE, what)
 
 
 def is_comparison(workdir: pathlib.Path) -> bool:
@@ -216,7 +215,7 @@ def load_grid(workdir: pathlib.Path) -> Grid:
     """
     path = workdir / _FILE
     try:
-        what = json.loads(path.read_text(encoding="utf-8"))
+        what = storage.read_record(path, sealed=False)
         runs = {
             identity: GridRun(
                 cell["name"], workdir / cell["folder"], None, cell["kind"], cell["baseline"]
@@ -224,7 +223,9 @@ def load_grid(workdir: pathlib.Path) -> Grid:
             for identity, cell in what["cells"].items()
         }
         return Grid(what["title"], what["rows"], runs, what["experts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except storage.DamagedFile as error:
+        raise UserError(f"{error}: compare again") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error}): compare again") from error
 
 
@@ -297,7 +298,7 @@ def write(grid: Grid, rows: Sequence[Row], workdir: pathlib.Path) -> None:
     picture = charts.comparison(
         [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
     )
-    write_file(workdir / "table.png", picture)
+    storage.write_bytes(workdir / "table.png", picture)
     write_curves(grid, workdir)
 
 
@@ -305,7 +306,8 @@ def write_curves(grid: Grid, workdir: pathlib.Path) -> None:
     """Writes `curves.png`, where runs logged accuracies while distilling."""
     if curves := learning_curves(grid):
         title = "Test accuracy while distilling, %"
-        write_file(workdir / "curves.png", charts.curves(curves, title=title, x_label="iteration"))
+        picture = charts.curves(curves, title=title, x_label="iteration")
+        storage.write_bytes(workdir / "curves.png", picture)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

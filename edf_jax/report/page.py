@@ -14,7 +14,8 @@ import numpy as np
 from edf_jax.report import charts, figures, sections
 from edf_jax.runs import pictures
 from edf_jax.runs.diagnosis import diagnose
-from edf_jax.runs.files import RunFiles, open_run, write_file
+from edf_jax.runs.files import RunFiles, open_run
+from edf_jax.runtime import storage
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -31,7 +32,7 @@ def write_report(workdir: str | Path) -> Path:
     run = open_run(workdir)
     light, dark = draw_charts(run, charts.LIGHT), draw_charts(run, charts.DARK)
     for name, png in {**draw_pictures(run), **light}.items():
-        write_file(run.workdir / "figures" / f"{name}.png", png)
+        storage.write_bytes(run.workdir / "figures" / f"{name}.png", png)
     uri = pictures.png_uri
     text = _template().render(
         **sections.header(run),
@@ -48,7 +49,7 @@ def write_report(workdir: str | Path) -> Path:
         dark={"page": "#0d1117", **dataclasses.asdict(charts.DARK)},
     )
     path = run.workdir / "report.html"
-    write_file(path, text.encode())
+    storage.write_bytes(path, text.encode())
     return path
 
 

@@ -27,8 +27,9 @@ def header(run: RunFiles) -> dict[str, Any]:
     """What the run is: dataset, method, images per class."""
     config = run.config
     data, ipc = config.get("data", {}), config.get("distill", {}).get("ipc")
+    dataset = run.result.get("dataset") or (run.last.origin.get("name") if run.last else "")
     about = [
-        data.get("subset") or data.get("name") or data.get("source"),
+        dataset or data.get("subset") or data.get("name") or data.get("source"),
         config.get("method"),
         f"{ipc} image{'' if ipc == 1 else 's'} per class" if ipc else None,
     ]

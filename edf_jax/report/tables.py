@@ -157,10 +157,12 @@ def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:
     say.
     """
     distilled = result.get(f"{selected(result)}_mean")
+    if distilled is None:
+        return None
     told: list[str] = []
     for kind, name in (("initial", "their initial images"), ("random", "random real images")):
         reference = result.get(f"{kind}_mean")
-        if distilled is not None and reference is not None:
+        if reference is not None:
             gain = distilled - reference
             more = f"{'' if told else ' points'} {'more' if gain >= 0 else 'less'}"
             told.append(f"{abs(gain):.1f}{more} than on {name} ({reference:.1f}%)")

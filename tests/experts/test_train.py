@@ -18,7 +18,7 @@ from edf_jax.experts.settings import check_part, needed_epochs, part_of, setting
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import build_network
 from edf_jax.runs.metrics import MetricsWriter
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 from tests import tiny
 
@@ -350,9 +350,9 @@ def test_parts_and_the_whole_keep_each_other_out(tmp_path):
         with store.lock_groups([1]):
             pass
         for other in (store.lock, lambda: store.lock_groups([0, 1])):
-            with pytest.raises(storage.Busy), other():
+            with pytest.raises(locks.Busy), other():
                 pass
-    with store.lock(), pytest.raises(storage.Busy), store.lock_groups([1]):
+    with store.lock(), pytest.raises(locks.Busy), store.lock_groups([1]):
         pass
 
 

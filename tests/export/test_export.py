@@ -243,6 +243,22 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not_touched(run, tmp_
     with pytest.raises(UserError, match="holds other files"):
         export.export_run(run, "images", mine)
     assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+    (out / "notes.txt").write_text("kept beside the images")
+    with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
+        export.export_run(run, "images")
+    assert (out / "notes.txt").exists()
+
+
+def test_an_npz_file_that_is_no_export_is_not_touched(run, tmp_path):
+    out = export.export_run(run, "npz")
+    assert export.export_run(run, "npz") == out
+    np.savez(tmp_path / "mine.npz", images=np.zeros(3))
+    (tmp_path / "text.npz").write_text("text")
+    for name in ("mine.npz", "text.npz"):
+        content = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"{name} is no export of ours"):
+            export.export_run(run, "npz", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):

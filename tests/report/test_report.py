@@ -303,9 +303,8 @@ def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsy
     assert [row["distill.ipc"] for row in rows] == ["1", "2", "2"]
     assert "seed" not in rows[0] and not any("cache_dir" in key for key in rows[0])
     assert rows[0]["distilled, last"] == "50.0 ± 1.2" and rows[2]["time"] == "not finished"
-    assert (
-        tables.to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random real images |")
-    )
+    head = tables.to_markdown(rows).splitlines()[0]
+    assert head.startswith("| run | distill.ipc | random real images |")
     assert main([str(first), str(second), "--csv"]) == 0
     parsed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["run"] for row in parsed] == ["one", "two"]

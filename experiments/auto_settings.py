@@ -55,15 +55,6 @@ _ALL_RATES = (
     "distill.expert_epochs", "distill.min_start_epoch", "distill.current_max_start_epoch",
     "distill.max_start_epoch", "distill.expansion_end",
 )  # fmt: skip
-# The photos' settings by hand: those that `configs/folder.py:laptop` had.
-_PHOTOS_BY_HAND = {
-    "data.resize": "crop", "data.resolution": 32, "model.width": 32, "experts.num": 4,
-    "experts.epochs": 16, "experts.batch": 16, "experts.lr": 0.05, "distill.iterations": 200,
-    "distill.syn_steps": 20, "distill.current_max_start_epoch": 2, "distill.max_start_epoch": 8,
-    "distill.expansion_end": 150, "distill.lr_teacher": 0.02, "distill.lr_img": 1000.0,
-    "evaluate.num": 3, "evaluate.epochs": 300,
-}  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -108,7 +99,7 @@ def _by_hand(scene: str, ipc: int) -> tuple[tuple[str, str], dict[str, Any]]:
     if scene == "fashion_mnist":
         return (scene, f"cpu_ipc{ipc}"), {}
     if scene == _PHOTOS:
-        return ("folder", f"ipc{ipc}"), {**_PHOTOS_BY_HAND, **drop}
+        return ("folder", "few_photos"), {"distill.ipc": ipc, **drop}
     chosen = {**BASE, "distill.lr_img": 1000.0, "evaluate.baselines": "random", **drop}
     del chosen["experts.seed"]
     return (scene, f"ipc{ipc}"), {**chosen, "data.resolution": 32}

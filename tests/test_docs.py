@@ -24,6 +24,7 @@ from edf_jax.data import Normalisation, describe_dataset
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export import write as export
 from edf_jax.plan import plan
+from edf_jax.tune import budget
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

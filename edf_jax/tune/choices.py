@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 # What is given up of the best for the sake of a smaller number: less noise, less work.
-_OF_FASTEST = 0.25
+_OF_FASTEST = 0.5
 _LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE = 0.05, 0.85, 0.9
 _EARLY_SHARE, _FOLLOWED_SHARE = 0.5, 0.25
 # A student that gets no nearer to a target than this leaves no gradient worth following.
@@ -54,7 +54,7 @@ def _or_infinite(values: np.ndarray) -> np.ndarray:
 
 
 def choose_expert_rate(losses: Mapping[float, float]) -> float:
-    """A quarter of the rate that learns fastest.
+    """Half of the smallest rate that learns about as fast as any.
 
     A few steps favour rates so large that a trajectory is mostly noise, which no student follows.
 

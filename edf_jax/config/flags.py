@@ -140,6 +140,9 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
         if flag.startswith("--config="):
             flag = _found_config(flag)
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if flag.startswith("--config.") and key in SCHEMA:
+            flag = f"--config.{key}={SCHEMA[key].of_text(value)}" if "=" in flag else flag
         normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
     return normal
 

@@ -28,11 +28,12 @@ from benchmarks import ours, problems
 from benchmarks.harness import print_bench, significant
 from benchmarks.sizes import Sizes, parse_sizes
 from edf_jax.matching import gradient as matching
+from edf_jax.matching.placement import place
 from edf_jax.methods import dsa
 from edf_jax.methods.cpd import common_pattern_dropout
 from edf_jax.plan import costs
 from edf_jax.runtime import devices
-from edf_jax.training import losses, microbatch, parallel
+from edf_jax.training import losses
 
 _CROP = 0.25
 _TOP = 15
@@ -147,10 +148,9 @@ def _machine(precision: str) -> tuple[float, float]:
 def _parts(sizes: Sizes, problem: dict[str, np.ndarray]) -> list[Part]:
     network = problems.convnet(sizes)
     select = common_pattern_dropout(sizes.drop)
-    batch = min(sizes.batch, sizes.num_images)
     # What one device computes at a time, and how often.
-    share = -(-batch // parallel.data_shares(problems.config(sizes), network, batch))
-    cuts = microbatch.count_parts(network, share)
+    placement = place(problems.config(sizes), network, sizes.num_images)
+    share, cuts = placement.share, placement.microbatches
     steps = sizes.syn_steps * sizes.networks
     theta, target = (jnp.asarray(problem[name][0]) for name in ("starts", "targets"))
     images, labels = jnp.asarray(problem["images"]), jnp.asarray(problem["labels"])

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import problems
 from benchmarks.sizes import ALPHA, MEAN, STD, Sizes
 from edf_jax.data import Normalisation
-from edf_jax.evaluate import Evaluator
+from edf_jax.evaluate import RealTestData, plain_evaluator
 from edf_jax.experts import train as experts
 from edf_jax.matching import iteration
 from edf_jax.matching.pixel_weight import make_weight
@@ -59,12 +59,11 @@ class Matching:
         self._options = config.distill
         self._problem = problem
         network = problems.convnet(sizes)
-        room = devices.local_device().memory
         self._iterate = iteration.make_iteration(
             config,
             network,
             sizes.num_images,
-            store=memory.choose_store(config, network, sizes.num_images, room),
+            memory.place_iteration(config, network, sizes.num_images),
         )
         self._weight = jnp.ones((*problem["images"].shape[:3], 1))
 
@@ -143,11 +142,13 @@ class Evaluation:
     def __init__(self, sizes: Sizes, problem: dict[str, np.ndarray]):
         self._problem, self._network = problem, problems.convnet(sizes)
         self._rates = jnp.full(sizes.networks, ALPHA)
-        self._evaluator = Evaluator(
+        self._evaluator = plain_evaluator(
             self._network,
-            jnp.asarray(problem["real_images"]),
-            jnp.asarray(problem["real_labels"]),
-            NORMALISATION.apply,
+            RealTestData(
+                jnp.asarray(problem["real_images"]),
+                jnp.asarray(problem["real_labels"]),
+                NORMALISATION.apply,
+            ),
             epochs=sizes.epochs - 1,
             batch=sizes.batch,
         )

@@ -1,8 +1,4 @@
-"""The distilled set: how it starts, what it holds, how it is kept on disk.
-
-References:
-  DATM (2310.05773), section 3.3: initialisation from images that experts classify correctly.
-"""
+"""The distilled set: what it holds, how it is kept on disk; and any labelled images like it."""
 
 from __future__ import annotations
 
@@ -15,52 +11,98 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.config.pinned import differing
+from edf_jax.config.resolve import flatten
 from edf_jax.data import Normalisation
-from edf_jax.runtime import processes
+from edf_jax.methods.soft_labels import hard_labels
+from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
-from edf_jax.runtime.storage import load_tensors, save_tensors
 
 _FORMAT = "edf_jax distilled set 1"
+# A label surer than this is a hard one.
+_HARD = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilledSet:
-    """A few synthetic images with learned labels, and the rate to train on them with.
+class LabelledImages:
+    """A few labelled images to train on: distilled, from elsewhere, or real ones.
 
     Attributes:
-        images: `[n, H, W, C]` float32, normalised (see `pixels`).
+        images: `[n, H, W, C]` float32, normalised.
         labels: `[n, C]` float32 logits; probabilities are their softmax.
-        alpha: the student's learned rate.
-        class_names: by label.
-        normalisation: what turns pixels into `images`.
-        step: updates made; 0 for the real images it grew from.
-        config: the run's resolved config as `{dotted key: value}`; {} where unknown.
+        alpha: the learned rate to train on them with; None where there is none.
+        config: the config of the run that learned them, as `{dotted key: value}`; {} where unknown.
+        note: what they are, for people.
+        positions: of the images in the real training set, None where they aren't from there.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    alpha: float
-    class_names: tuple[str, ...]
-    normalisation: Normalisation
-    step: int = 0
+    alpha: float | None = None
+    _: dataclasses.KW_ONLY
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """The images as pixels in [0, 1], `[n, H, W, C]`."""
-        return np.asarray(self.normalisation.invert(self.images), np.float32)
+    note: str = ""
+    positions: np.ndarray | None = None
 
     @property
     def classes(self) -> np.ndarray:
         """Each image's likeliest class, int32 `[n]`."""
         return np.argmax(self.labels, axis=1).astype(np.int32)
 
+    @property
+    def digest(self) -> str:
+        """Of everything that decides an accuracy."""
+        alpha = np.nan if self.alpha is None else self.alpha
+        arrays = (np.asarray(a, np.float32) for a in (self.images, self.labels, alpha))
+        return "".join(storage.digest(array)[:8] for array in arrays)
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether any label is less than certain."""
+        shifted = self.labels - self.labels.max(axis=1, keepdims=True)
+        surest = 1 / np.exp(shifted).sum(axis=1)
+        return bool(surest.min() < _HARD)
+
+    def with_hard_labels(self) -> LabelledImages:
+        """The same images, each labelled by its likeliest class alone; no learned rate."""
+        labels = hard_labels(self.classes, self.labels.shape[1])
+        return dataclasses.replace(self, labels=labels, alpha=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledSet(LabelledImages):
+    """A few synthetic images with learned labels, and the rate to train on them with.
+
+    Attributes:
+        class_names: by label.
+        normalisation: what turns pixels into `images`.
+        step: updates made; 0 for the real images it grew from.
+        origin: `DatasetInfo.identity` of the real images; {} where unknown.
+        best: on a finished run's last set, the steps of the run's best sets by name.
+    """
+
+    # Without the default that it has for images that no rate was learned with.
+    alpha: float = dataclasses.field()
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+    step: int = 0
+    _: dataclasses.KW_ONLY
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The images as pixels in [0, 1], `[n, H, W, C]`."""
+        return np.asarray(self.normalisation.invert(self.images), np.float32)
+
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a `.safetensors` file, whole or not at all.
+        """Writes a `.safetensors` file, whole or not at all, that knows its name.
 
         With ZCA the file also holds `pixels`, for readers without the matrix.
         """
-        save_tensors(pathlib.Path(path), *self.packed())
+        path = pathlib.Path(path)
+        tensors, metadata = self.packed()
+        storage.save_tensors(path, tensors, {**metadata, "name": path.stem})
 
     def packed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata that `unpacked` makes the set of."""
@@ -77,6 +119,8 @@ class DistilledSet:
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
             "config": json.dumps(dict(self.config), sort_keys=True),
+            "origin": json.dumps(dict(self.origin)),
+            "best": json.dumps(dict(self.best)),
         }
         return tensors, metadata
 
@@ -89,38 +133,65 @@ def load(path: str | os.PathLike) -> DistilledSet:
             says, by default `distilled/last.safetensors`.
 
     Raises:
-        UserError: there is no such file, or it isn't a distilled set.
-        DamagedFile: it isn't what was written.
+        DamagedFile: there is no such file, it isn't what was written, or in a run's `distilled/`
+            another set has its name.
+        UserError: it isn't a distilled set, or lies in another run than its own.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        path = path / "distilled" / f"{_selected(path)}.safetensors"
+        path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
-        raise UserError(f"there is no distilled set at {path}")
-    return unpacked(*load_tensors(path, _FORMAT))
+        raise storage.DamagedFile(f"there is no distilled set at {path}")
+    tensors, metadata = storage.load_tensors(path, _FORMAT)
+    found = unpacked(tensors, metadata)
+    if path.parent.name == "distilled":
+        storage.check_place(path, metadata, {"name": path.stem})
+        _check_run(path, found.config)
+    return found
 
 
-def _selected(workdir: pathlib.Path) -> str:
-    """The name of the set that a run's config says it is about."""
+def _check_run(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Refuses a set with another config than that of the run whose folder it lies in."""
+    own = _run_config(path.parent.parent)
+    difference = differing(config, {key: value for key, value in own.items() if key in config})
+    if difference is not None:
+        name, was, value = difference
+        raise UserError(
+            f"{path} was put there from elsewhere: it was made with {name}={was!r}, its folder's "
+            f"run has {value!r}; remove it, and the run's command makes it again"
+        )
+
+
+def _run_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """A run's config, flat; {} where it isn't known."""
     try:
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        selected = config["distill"]["select"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "last"
-    return {"test": "best_on_test", "heldout": "best_on_held_out"}.get(selected, "last")
+        return flatten(storage.read_record(workdir / "config.json", sealed=False))
+    except storage.DamagedFile:
+        return {}
+
+
+def selected(workdir: pathlib.Path) -> str:
+    """The name of the set that a run's config says it is about."""
+    names = {"test": "best_on_test", "heldout": "best_on_held_out"}
+    return names.get(str(_run_config(workdir).get("distill.select")), "last")
 
 
 def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:
     """The set that `DistilledSet.packed` took apart."""
     config = json.loads(metadata.get("config", "{}"))
+    if tensors["alpha"].size != 1:
+        shape = tensors["alpha"].shape
+        raise UserError(f"a distilled set's alpha has shape {shape}, not one number")
     return DistilledSet(
         tensors["images"],
         tensors["labels"],
-        float(tensors["alpha"]),
+        float(tensors["alpha"].item()),
         tuple(json.loads(metadata["class_names"])),
         Normalisation.from_json(metadata["normalisation"], config.get("data.cache_dir") or None),
         int(metadata.get("step", 0)),
-        config,
+        config=config,
+        origin=json.loads(metadata.get("origin", "{}")),
+        best=json.loads(metadata.get("best", "{}")),
     )
 
 

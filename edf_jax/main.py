@@ -1,29 +1,33 @@
 """The command: `python -m edf_jax.main --config=configs/imagenette.py:ipc10 [flags]`."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
 
 import json
 import pathlib
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
 from absl import flags
 
-from edf_jax import stages
-from edf_jax.config.flags import default_workdir, parse
+from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import flatten, resolve
-from edf_jax.data import describe_dataset
 from edf_jax.experts.settings import check_part
-from edf_jax.plan import plan
-from edf_jax.report.tables import result_table
+from edf_jax.plan import ahead, plan
+from edf_jax.report import tables
 from edf_jax.runs import metrics
 from edf_jax.runs.folder import Run
-from edf_jax.runtime import console, devices, preemption, processes
+from edf_jax.runtime import devices, processes
 from edf_jax.runtime.errors import UserError
-from edf_jax.stages import run_stages
-from edf_jax.training import parallel
+from edf_jax.stages import check_plan, run_stages
+from edf_jax.tune import budget
 
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -37,6 +41,8 @@ Distils a dataset into a few synthetic images per class, and shows how well netw
   --stage=STAGE           stop after a stage: prepare, experts, distill, evaluate, report (or all);
                           teacher trains the network that labels images for evaluation
   --dry_run[=compile]     print the plan, and with =compile XLA's own memory figure; run nothing
+  --target=DEVICE         with --dry_run=compile: what a run takes on h100, rtx4090, v5e, ... that
+                          isn't here, or on so many of them, as h100x4
   --coordinator=HOST:PORT --num_processes=N --process_id=I
                           process I of N that run together; the first is at HOST
   --distributed           let JAX find the processes that run together (TPU pods); those that one
@@ -51,13 +57,8 @@ Exit status: 0 done; 2 something to mend, told in one line; 75 stopped by SIGTER
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-
     try:
-        status = console.exit_status(lambda: _run(argv))
+        status = run_command("edf_jax.main", _USAGE, _define_flags, _run, argv)
     except BaseException:
         if processes.count() == 1:
             raise
@@ -66,67 +67,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     return processes.leave(status)
 
 
-def _run(argv: list[str]) -> int:
-    values = parse(argv, _define_flags)
+def _run(given: Given) -> int:
+    values, workdir = given.flags, given.workdir
     if values.dry_run not in ("", "plan", "compile"):
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
-
-    processes.check_flags(values.coordinator, values.num_processes, values.process_id)
-    console.speak_in_lines()
+    if values.target and values.dry_run != "compile":
+        raise UserError(f"--target={values.target} goes with --dry_run=compile")
+    place = (values.coordinator, values.num_processes, values.process_id)
+    processes.check_flags(*place)
     config = resolve(values.config)
-    workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
     if values.dry_run:
-
-        print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
+        config = budget.settle(config, workdir, measure=False)
+        if values.target:
+            print(ahead.describe(config, workdir, values.target))
+        else:
+            print(plan.describe(config, workdir, compile=values.dry_run == "compile"))
         return 0
 
     check_part(config, values.stage)
-    devices.set_up(config.precision, deterministic=config.deterministic)
-    processes.start(
-        values.coordinator,
-        values.num_processes,
-        values.process_id,
-        distributed=values.distributed,
+    devices.set_up(
+        config.precision,
+        deterministic=config.deterministic,
+        join=lambda: processes.start(*place, distributed=values.distributed),
     )
-    processes.check_same("the config, the workdir or the stage", [
-        flatten(config), str(workdir), values.stage
-    ])
-    run = Run(workdir, config, "python -m edf_jax.main " + shlex.join(argv[1:]))
+    processes.check_same(
+        "the config, the workdir, the stage or JAX's environment",
+        [flatten(config), str(workdir), values.stage, devices.numerics()],
+    )
+    config = budget.settle(config, workdir)
+    run = Run(workdir, config, given.command)
     with processes.together():
         run.check()
-        warnings = _check_plan(config, workdir)
-    with preemption.listening(), run:
+        warnings = check_plan(config, workdir)
+    with run:
         result = run_stages(run, values.stage, warnings)
     if result is not None and processes.is_first():
         _print_result(result)
     return 0
 
 
-def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
-    """Refuses, before anything is written, what the plan tells to be impossible.
-
-    Returns:
-        The plan's warnings.
-    """
-
-    if config.log.wandb_project:
-        metrics.import_wandb()
-
-    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
-    data = describe_dataset(config.data)
-    if not data.available:
-        raise UserError(data.advice)
-    planned = plan.make_plan(config, data, workdir)
-    plan.check_memory(planned)
-    stages.check_files(config, data)
-    return planned.warnings
-
-
 def _print_result(result: dict) -> None:
     """The table for people on standard error, and last the line for programs."""
 
-    print(result_table(result), file=sys.stderr)
-    keys = ("random", "distilled", "best_on_held_out", "best_on_test", "full")
+    lines = tables.warnings(metrics.read_metrics(pathlib.Path(result["workdir"]), "distill"))
+    print("\n".join([tables.result_table(result), *lines]), file=sys.stderr)
+    keys = ("random", "initial", "distilled", "best_on_held_out", "best_on_test", "full")
     figures = {
         f"{k}_{f}": round(result[f"{k}_{f}"], 3)
         for k in keys
@@ -139,7 +124,6 @@ def _print_result(result: dict) -> None:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", "", "the run's folder", flag_values=values)
     flags.DEFINE_enum(
         "stage",
         "all",
@@ -148,6 +132,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("dry_run", "", "print the plan", flag_values=values)
+    flags.DEFINE_string("target", "", "the device to compile for", flag_values=values)
     flags.DEFINE_string("coordinator", "", "host:port of the first process", flag_values=values)
     flags.DEFINE_integer("num_processes", 0, "that run together", flag_values=values)
     flags.DEFINE_integer("process_id", -1, "of this one, from 0", flag_values=values)

@@ -35,7 +35,7 @@ from edf_jax.config.resolve import set_keys
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import split_by_class
 from edf_jax.report import comparison
-from edf_jax.runs.grid import Plan, make_plan
+from edf_jax.runs.grid import Grid, make_grid
 from edf_jax.runtime import console, preemption, storage
 
 _METHODS = ("mtt", "datm", "edf")
@@ -131,10 +131,10 @@ def closer_rows(chosen: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def take_cells(plan: Plan, others: Plan) -> None:
+def take_cells(plan: Grid, others: Grid) -> None:
     """Copies the cells of a plan that another comparison has finished, and this one lacks."""
-    for identity in plan.cells.keys() & others.cells.keys():
-        source, target = others.cells[identity].workdir, plan.cells[identity].workdir
+    for identity in plan.runs.keys() & others.runs.keys():
+        source, target = others.runs[identity].workdir, plan.runs[identity].workdir
         if not target.exists():
             half = target.with_name(target.name + ".tmp")
             shutil.rmtree(half, ignore_errors=True)
@@ -166,19 +166,19 @@ def run(
     set_keys(tuning, {"experts.dir": str(workdir / f"{level}_experts_heldout")})
     set_keys(config, {"experts.dir": str(workdir / f"{level}_experts")})
     folder = workdir / f"{level}_tune_ipc{ipc}"
-    plan = make_plan(tuning, tuning_rows(ipc), 1, folder)
+    plan = make_grid(tuning, tuning_rows(ipc), 1, folder)
     rows = compare(plan, folder, command, launch)
     chosen = chosen_rows({row.label: row.last.mean for row in rows}, ipc)
     storage.write_text(workdir / f"{level}_rows_ipc{ipc}.json", json.dumps(chosen, indent=1))
     folder = workdir / f"{level}_ipc{ipc}"
     # A seed at a time, so that there is a table as early as can be.
     for seeds in range(1, _SEEDS + 1):
-        plan = make_plan(config, chosen, seeds, folder)
+        plan = make_grid(config, chosen, seeds, folder)
         print(comparison.to_markdown(compare(plan, folder, command, launch)), flush=True)
     if closer:
         folder = workdir / f"{level}_closer_ipc{ipc}"
         for seeds in range(_SEEDS, _CLOSER_SEEDS + 1):
-            closer_plan = make_plan(config, closer_rows(chosen), seeds, folder)
+            closer_plan = make_grid(config, closer_rows(chosen), seeds, folder)
             take_cells(closer_plan, plan)
             rows = compare(closer_plan, folder, command, launch)
             print(comparison.to_markdown(rows), flush=True)

@@ -25,7 +25,7 @@ from absl import flags
 from edf_jax import distilled_set
 from edf_jax.config.resolve import resolve
 from edf_jax.distilled_set import DistilledSet
-from edf_jax.evaluate.stage import make_evaluator
+from edf_jax.evaluate.measure import make_evaluator, test_data
 from edf_jax.experts.train import open_experts
 from edf_jax.models.choose import network_for
 from edf_jax.runs.folder import Run
@@ -62,7 +62,7 @@ def _run(argv: list[str]) -> int:
         with run.stage("evaluate"):
             figures = evaluate(config, workdir)
         result = {**figures, "workdir": str(workdir), **run.provenance()}
-        storage.write_text(workdir / "result.json", json.dumps(result, indent=1))
+        run.write_result(result)
     for name in _SETS:
         print(f"{name:8s} {result[f'{name}_mean']:.2f} ± {result[f'{name}_std']:.2f}")
     told = {key: result[key] for key in ("difference", "difference_error", "within_noise")}
@@ -132,7 +132,9 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
         the means (ours less PyTorch's), its standard error, and whether it is below twice that.
     """
     dataset = prepare(config)
-    evaluator = make_evaluator(config, dataset, epochs=config.evaluate.epochs)
+    network = network_for(config, dataset.info)
+    test = test_data(config, dataset)
+    evaluator = make_evaluator(config, network, test, epochs=config.evaluate.epochs)
     key = randomness.stream(config.seed, "evaluation")
     paths = {
         "initial": workdir / "distilled" / "step_0.safetensors",

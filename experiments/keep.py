@@ -23,7 +23,7 @@ import numpy as np
 from edf_jax.data.coresets import BASELINES
 from edf_jax.report import comparison
 from edf_jax.runs.files import RunFiles, open_run, selected
-from edf_jax.runs.grid import Plan
+from edf_jax.runs.grid import Grid
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runtime import console
 from edf_jax.runtime.errors import UserError
@@ -67,17 +67,17 @@ def keep(source: pathlib.Path, target: pathlib.Path, experiment: str = "") -> No
 
 
 def _of_comparison(source: pathlib.Path, experiment: str) -> tuple[list[Row], list[Line]]:
-    plan = comparison.load_plan(source)
-    trainers = [(cell.name, key) for key, cell in plan.cells.items() if cell.kind == "experts"]
+    grid = comparison.load_grid(source)
+    trainers = [(cell.name, key) for key, cell in grid.runs.items() if cell.kind == "experts"]
     # A run can stand in several rows of the table.
-    users = [(label, key) for label, keys in plan.rows.items() for key in keys]
+    users = [(label, key) for label, keys in grid.rows.items() for key in keys]
     kept: list[Row] = []
     curves: list[Line] = []
     for method, key in trainers + users:
-        cell, trainer = plan.cells[key], plan.cells.get(plan.experts.get(key, ""))
+        cell, trainer = grid.runs[key], grid.runs.get(grid.experts.get(key, ""))
         run, metrics = open_run(cell.workdir), read_metrics(cell.workdir)
         if cell.kind == "experts":
-            told = _result_of_experts(plan, key)
+            told = _result_of_experts(grid, key)
             row = row_of(experiment, method, run, "full", made="experts", result=told)
         else:
             experts = trainer.name if trainer else ""
@@ -89,10 +89,10 @@ def _of_comparison(source: pathlib.Path, experiment: str) -> tuple[list[Row], li
     return kept, curves
 
 
-def _result_of_experts(plan: Plan, identity: str) -> dict[str, Any]:
+def _result_of_experts(grid: Grid, identity: str) -> dict[str, Any]:
     """An experts cell's result, with their accuracies, which the runs that use them tell."""
-    result = _result(open_run(plan.cells[identity].workdir))
-    users = [cell for user, cell in plan.cells.items() if plan.experts.get(user) == identity]
+    result = _result(open_run(grid.runs[identity].workdir))
+    users = [cell for user, cell in grid.runs.items() if grid.experts.get(user) == identity]
     told = [_result(open_run(cell.workdir)).get("full_accuracies") for cell in users]
     return {**result, "full_accuracies": next(filter(None, told), [])}
 

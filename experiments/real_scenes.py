@@ -15,12 +15,9 @@ accuracy on those. Test images are looked at once a run, at its end.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import hashlib
-import json
-import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,8 +25,17 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edf_jax.config.resolve import default_config, resolve
+from edf_jax.runs.files import open_run
+from edf_jax.runtime import console
+from experiments import controls as controls  # knows the rows' loss masks
+from experiments import keep, rows
+from experiments.rows import Row
+
 # Chosen by hand before this experiment, for experts that learn and students that follow them.
 BASE: dict[str, Any] = {
+    "data.source": "folder",
+    "experts.seed": 0,
     "data.held_out": 0.1,
     "model.name": "ConvNet",
     "model.width": 32,
@@ -68,6 +74,7 @@ TRIAL: dict[str, Any] = {
     "evaluate.during_epochs": 500,
 }
 RATES = (300.0, 1000.0, 3000.0)
+_TRIAL_SEED = 100
 WIDE, NARROW = 0.25, 0.125
 _EDF = {"method": "edf", "distill.drop": 0.25}
 # By label: the method whose trials choose the rate, and what the row changes.
@@ -85,7 +92,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EDF, "augment.crop_ratio": WIDE, "distill.pixel_weight": "none"},
     ),
     "mtt": ("mtt", {"method": "mtt", "augment.crop_ratio": WIDE}),
+    "edf, a random quarter dropped": (
+        "edf",
+        {**_EDF, "augment.crop_ratio": WIDE, "distill.loss_mask": "random"},
+    ),
+    "edf, loss rescaled as by CPD": (
+        "edf",
+        {**_EDF, "augment.crop_ratio": WIDE, "distill.loss_mask": "rescaled"},
+    ),
 }
+_CONTROLS = ("random", "rescaled")
 # One run that distils nothing: real images by every choice, and the set that all rows start from.
 _REAL = {
     "method": "datm",
@@ -94,11 +110,6 @@ _REAL = {
     "evaluate.baselines": "random,herding,k_centre,real_soft",
 }
 MADE_OF_REAL = ("random", "herding", "k_centre", "real_soft")
-DATA = ("imagenette", "imagewoof")
-COLUMNS = (
-    "experiment", "data", "resolution", "ipc", "row", "seed", "mean", "std", "accuracies",
-    "held_out", "iterations", "skipped", "loss", "seconds", "settings", "command",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,72 +117,63 @@ class Run:
     """One run of the experiment.
 
     Attributes:
-        data: `imagenette` or `imagewoof`.
-        ipc: images per class.
-        row: its label.
-        seed: of the distillation; experts share theirs.
-        values: the config keys that it sets.
-        trial: whether it chooses a rate, and is judged on held-out images.
+        experiment: the table that it belongs to.
+        row: its label there.
+        values: the config keys that it sets, without paths.
+        trial: whether it chooses a rate, and is judged on held-out images alone.
     """
 
-    data: str
-    ipc: int
+    experiment: str
     row: str
-    seed: int
     values: Mapping[str, Any]
     trial: bool = False
 
     @property
-    def resolution(self) -> int:
-        return self.values["data.resolution"]
-
-    @property
-    def identity(self) -> str:
-        """Of all that decides its figures; paths don't."""
-        content = json.dumps([self.data, self.ipc, self.seed, dict(self.values)], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+    def settings(self) -> dict[str, Any]:
+        """Its identity (see `rows.settings_of`)."""
+        return rows.settings_of(resolve(default_config(**self.values)))
 
     @property
     def name(self) -> str:
         slug = self.row.replace(",", "").replace(" ", "-")
-        kind = "trial-" if self.trial else ""
-        return f"{self.data}-{self.resolution}-ipc{self.ipc}-{kind}{slug}-seed{self.seed}"
+        return f"{self.experiment}-{slug}-seed{self.values['seed']}"
 
 
-def runs(
-    kept: Mapping[str, Mapping[str, str]], data: str, ipc: int, seeds: range, resolution: int
-) -> Iterator[Run]:
-    """The runs of one table, in order; rates are chosen once the trials' lines are there.
+def runs(kept: list[Row], data: str, ipc: int, seeds: range, resolution: int) -> Iterator[Run]:
+    """The runs of one table, in order; rates are chosen once the trials' rows are there.
 
     Args:
-        kept: the finished runs' lines by identity; grows while runs are made.
+        kept: the finished runs; grows while runs are made.
         data: `imagenette` or `imagewoof`.
         ipc: images per class.
         seeds: of the distillations.
         resolution: side of the images.
     """
+    table = f"{data}_{resolution}_ipc{ipc}"
+    common = {**BASE, "data.subset": data, "data.resolution": resolution, "distill.ipc": ipc}
 
-    def run(row: str, seed: int, values: Mapping[str, Any], trial: bool = False) -> Run:
-        own = {**BASE, "data.resolution": resolution, **values}
-        if ipc == 1:
-            own = {**own, "distill.drop": 0.0} if "distill.drop" in own else own
-        return Run(data, ipc, row, seed, own, trial)
+    def run(row: str, seed: int, values: Mapping[str, Any], *, trial: bool = False) -> Run:
+        own = {**common, **values, "seed": seed}
+        if ipc == 1 and own["method"] == "edf":
+            own["distill.drop"] = 0.0
+        return Run(f"{table}_trials" if trial else table, row, own, trial)
 
     def trials(method: str) -> dict[float, Run]:
         changes = _EDF if method == "edf" else {"method": method}
         return {
             rate: run(
                 f"{method}, lr_img {rate:g}",
-                100,
-                {**TRIAL, **changes, "augment.crop_ratio": WIDE, "distill.lr_img": rate},
+                _TRIAL_SEED,
+                {**changes, **TRIAL, "augment.crop_ratio": WIDE, "distill.lr_img": rate},
                 trial=True,
             )
             for rate in RATES
         }
 
     def chosen(method: str) -> float:
-        found = {rate: kept[made.identity] for rate, made in trials(method).items()}
-        return max(found, key=lambda rate: float(found[rate]["held_out"]))
+        known = {row.digest: row.held_out for row in kept}
+        digests = {rate: _digest(made) for rate, made in trials(method).items()}
+        return max(RATES, key=lambda rate: known[digests[rate]] or 0.0)
 
     for method in ("datm", "edf", "mtt"):
         yield from trials(method).values()
@@ -181,87 +183,69 @@ def runs(
             yield run(row, seed, {**changes, "distill.lr_img": chosen(method)})
 
 
-def make(run: Run, images: pathlib.Path, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Runs it, or continues; returns its lines for the file.
+def _digest(run: Run) -> str:
+    return Row("", "", "", 0, 0, 0, (), settings=run.settings).digest
+
+
+def _config_file(run: Run) -> str:
+    data = run.values["data.subset"]
+    if run.values.get("distill.loss_mask") in _CONTROLS:
+        return f"experiments/controls.py:{data}"
+    return f"configs/{data}.py:ipc{run.values['distill.ipc']}"
+
+
+def make(run: Run, images: pathlib.Path, workdir: pathlib.Path) -> list[Row]:
+    """Runs it, or continues; returns its rows.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    stage = "distill" if run.trial else "evaluate"
     folder = workdir / run.name
-    experts = workdir / f"experts-{run.data}-{run.resolution}"
+    data, resolution = run.values["data.subset"], run.values["data.resolution"]
     values = {
         **run.values,
-        "data.path": str(images / f"{run.data}-128"),
-        "experts.dir": str(experts),
-        "experts.seed": 0,
-        "seed": run.seed,
+        "data.path": str(images / f"{data}-128"),
+        "experts.dir": str(workdir / f"experts-{data}-{resolution}"),
     }
     command = [
         "-m",
         "edf_jax.main",
-        f"--config=configs/{run.data}.py:ipc{run.ipc}",
+        f"--config={_config_file(run)}",
         *(f"--config.{key}={value}" for key, value in values.items()),
+        f"--workdir={folder}",
+        f"--stage={'distill' if run.trial else 'evaluate'}",
     ]
-    own = [f"--workdir={folder}", f"--stage={stage}"]
     began = time.monotonic()
-    subprocess.run([sys.executable, *command, *own], check=True)
-    seconds = time.monotonic() - began
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    iterations = [row for row in rows if row["stage"] == "distill"]
-    tail = [row["loss"] for row in iterations[-50:]]
-    line = {
-        "experiment": "real_scenes trial" if run.trial else "real_scenes",
-        "data": run.data,
-        "resolution": run.resolution,
-        "ipc": run.ipc,
-        "seed": run.seed,
-        "iterations": len(iterations),
-        "skipped": sum(row["skipped"] for row in iterations),
-        "loss": f"{sum(tail) / len(tail):.4f}" if tail else "",
-        "seconds": round(seconds),
-        "settings": run.identity,
-        "command": f"python {' '.join(c for c in command if not c.startswith('--config.data.path'))}",
-    }
-    if run.trial:
-        last = [row for row in rows if row["stage"] == "evaluate"][-1]
-        return [{**line, "row": run.row, "held_out": round(last["held_out_accuracy_mean"], 3)}]
-    result = json.loads((folder / "result.json").read_text())
-    kinds = {run.row: "distilled"}
-    if run.row == "initial":
-        kinds |= {name: name for name in MADE_OF_REAL} | {"all data": "full"}
+    subprocess.run([sys.executable, *command], check=True)
+    found = open_run(folder)
+    if not run.trial:
+        kinds = {run.row: "distilled"}
+        if run.row == "initial":
+            kinds |= {name: name for name in MADE_OF_REAL} | {"all data": "full"}
+        return [
+            dataclasses.replace(
+                keep.row_of(run.experiment, label, found, kind), settings=run.settings
+            )
+            for label, kind in kinds.items()
+            if found.result.get(f"{kind}_accuracies")
+        ]
+    iterations = found.rows("distill")
     return [
-        {
-            **line,
-            "row": label,
-            "mean": round(result[f"{kind}_mean"], 3),
-            "std": round(result[f"{kind}_std"], 3),
-            "accuracies": " ".join(f"{value:.2f}" for value in result[f"{kind}_accuracies"]),
-        }
-        for label, kind in kinds.items()
-        if f"{kind}_mean" in result
+        Row(
+            run.experiment,
+            run.row,
+            data,
+            resolution,
+            run.values["distill.ipc"],
+            run.values["seed"],
+            (),
+            held_out=found.rows("evaluate")[-1]["held_out_accuracy_mean"],
+            seconds=round(time.monotonic() - began, 1),
+            skipped=sum(bool(row["skipped"]) for row in iterations),
+            command=f"python {shlex.join(command)}",
+            settings=run.settings,
+        )
     ]
-
-
-def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The lines of the file; none where it isn't there."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def keep(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
-    """Adds lines to the file, whole or not at all."""
-    whole = [*read(path), *lines]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(whole)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 # In this order: what the verdict hangs on comes first.
@@ -284,17 +268,21 @@ def main() -> int:
         "--csv", type=pathlib.Path, default=pathlib.Path("docs/results/real_scenes.csv")
     )
     options = parser.parse_args()
+    return console.exit_status(lambda: _make_all(options), name="real_scenes")
+
+
+def _make_all(options: argparse.Namespace) -> int:
     options.workdir.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    kept = {line["settings"]: line for line in read(options.csv)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(console.PREEMPTED))
+    kept = rows.read(options.csv)
     for table in TABLES:
         for run in runs(kept, *table):
-            if run.identity in kept:
+            if any(row.digest == _digest(run) for row in kept):
                 continue
-            print(f"{run.name} ({len(kept)} runs are kept)", file=sys.stderr, flush=True)
-            lines = make(run, options.images, options.workdir)
-            keep(options.csv, lines)
-            kept[run.identity] = {k: str(v) for k, v in lines[0].items()}
+            print(f"{run.name} ({len(kept)} rows are kept)", file=sys.stderr, flush=True)
+            for row in make(run, options.images, options.workdir):
+                rows.append(options.csv, row)
+                kept.append(row)
     return 0
 
 

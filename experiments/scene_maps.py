@@ -24,7 +24,7 @@ import numpy as np
 from edf_jax.config.resolve import default_config, flatten
 from edf_jax.data import load_dataset
 from edf_jax.data.cluttered_digits import training_opacity
-from edf_jax.distill import loop as distill
+from edf_jax.distill import pairs
 from edf_jax.distill.cam_network import choose_cam_network
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.train import open_experts
@@ -150,7 +150,7 @@ def _dropped(config, network, store, found: DistilledSet) -> dict[str, float]:
     for number in range(_PAIRS):
         rng = randomness.host_stream(config.seed, "analysed batches", number)
         it = options.iterations * number // _PAIRS
-        ((expert, epoch),) = distill.choices(config, it)
+        ((expert, epoch),) = pairs.choices(config, it)
         pair = store.pair(expert, epoch, options.expert_epochs)
         rows = np.stack([rng.permutation(count)[:batch] for _ in range(options.syn_steps)])
         theta = np.asarray(student(jnp.asarray(pair.start), rows))

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from edf_jax.config.flags import parse as parse_flags
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.runtime import console, storage
 from edf_jax.runtime.errors import UserError
 
@@ -142,14 +143,22 @@ def figures(cell: Cell) -> dict[str, tuple[float, float, float | None]]:
     }
 
 
+def expected(cell: Cell, column: str) -> float | None:
+    """The paper's figure of a finished cell's column; None beside another split of the images."""
+    result = json.loads((cell.folder / "result.json").read_text(encoding="utf-8"))
+    if is_fastai(result.get("dataset", "")):
+        return None
+    return published()[cell.subset][cell.ipc].get(column)
+
+
 def told(cell: Cell) -> list[str]:
     """A finished cell's lines: ours, and the published figure beside it."""
     lines = []
     for column, (mean, std, best) in figures(cell).items():
         of_best = "" if best is None else f", best on test {best:.1f}"
-        expected = published()[cell.subset][cell.ipc].get(column)
         name = f"{cell.subset} ipc{cell.ipc} {column}"
-        lines.append(f"{name}: {mean:.1f} ± {std:.1f}{of_best}; published {_text(expected)}")
+        figure = _text(expected(cell, column))
+        lines.append(f"{name}: {mean:.1f} ± {std:.1f}{of_best}; published {figure}")
     return lines
 
 
@@ -161,20 +170,27 @@ def to_markdown(finished: Sequence[Cell]) -> str:
     """The table so far: `ours (published)`; a dash where there is none."""
     columns = ("random", "mtt", "ftd", "datm", "edf", _TEACHER, "full")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
+    beside: dict[tuple[str, str], dict[str, float | None]] = {}
     for cell in finished:
-        rows.setdefault((cell.subset, cell.ipc), {}).update(figures(cell))
+        row = cell.subset, cell.ipc
+        rows.setdefault(row, {}).update(figures(cell))
+        # All cells of a row are of the same images.
+        beside[row] = {column: expected(cell, column) for column in columns}
     lines = ["| subset | IPC | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for (subset, ipc), found in rows.items():
         texts = []
         for column in columns:
-            expected = _text(published()[subset][ipc].get(column))
+            paper = beside[subset, ipc][column]
             ours = "–"
             if column in found:
                 ours = "{:.1f} ± {:.1f}".format(*found[column][:2])
-            texts.append(f"{ours} ({expected})")
+            texts.append(f"{ours} ({_text(paper)})")
         lines.append(f"| {subset} | {ipc} | " + " | ".join(texts) + " |")
     note = "Test accuracy in percent after the last iteration, mean ± deviation over networks; "
-    return "\n".join([*lines, "", note + "in brackets the paper's, the best on test data.\n"])
+    note += "in brackets the paper's, the best on test data.\n"
+    if any(not any(row.values()) for row in beside.values()):
+        note += "Where all are empty, the images are split as fast.ai does, not as the paper's.\n"
+    return "\n".join([*lines, "", note])
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -235,9 +251,12 @@ def dry_run(chosen: Sequence[Cell]) -> None:
             experts[cell.subset, config.experts.optimizer] = size, made.hours["experts"]
         advice = advice or ("" if data.available else data.advice)
         stages = ("evaluation",) if cell.method == _TEACHER else ("distillation", "evaluation")
+        figure = f"published {published()[cell.subset][cell.ipc][cell.method]:.1f}"
+        if is_fastai(data.name):
+            figure = f"none published for {data.name}"
         print(
-            f"{cell.name}: {'finished' if is_finished(cell) else 'to do'}; published "
-            f"{published()[cell.subset][cell.ipc][cell.method]:.1f}; {made.num_images} images, "
+            f"{cell.name}: {'finished' if is_finished(cell) else 'to do'}; {figure}; "
+            f"{made.num_images} images, "
             f"{config.distill.iterations} iterations, {max(made.memory.values()) / 2**30:.1f} GiB "
             f"of memory, {_hours([made.hours[stage] for stage in stages])} without experts"
         )

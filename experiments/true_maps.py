@@ -25,7 +25,7 @@ from edf_jax.config.resolve import resolve
 from edf_jax.data import load_dataset
 from edf_jax.report import comparison
 from edf_jax.runs.folder import Run
-from edf_jax.runs.grid import Cell, Plan
+from edf_jax.runs.grid import Grid, GridRun
 from edf_jax.runtime import console, devices, preemption
 from edf_jax.runtime.errors import UserError
 from experiments.scene_maps import digit_opacity, finished_run
@@ -72,13 +72,13 @@ def compare_with(source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
     """
     title, rows = comparison.load(source)
     cells = {
-        folder.name: Cell(f"{_LABEL}, {folder.name}", folder, None)
+        folder.name: GridRun(f"{_LABEL}, {folder.name}", folder, None)
         for folder in sorted((workdir / "cells").iterdir(), key=lambda path: int(path.name[5:]))
     }
-    plan = Plan(title, {_LABEL: list(cells)}, cells, {})
-    comparison.save_plan(plan, workdir)
-    own = comparison.gather(plan)
-    comparison.write(plan, own, workdir)
+    grid = Grid(title, {_LABEL: list(cells)}, cells, {})
+    comparison.save_grid(grid, workdir)
+    own = comparison.gather(grid)
+    comparison.write(grid, own, workdir)
     return {row.label: comparison.gains([row, *own], row.label)[_LABEL] for row in rows}
 
 

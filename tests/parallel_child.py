@@ -13,8 +13,8 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 
 from edf_jax import models  # noqa: E402
-from edf_jax.config import resolve as config
-from edf_jax.matching import iteration
+from edf_jax.config import resolve as config  # noqa: E402
+from edf_jax.matching import iteration  # noqa: E402
 
 _TRAJECTORIES = 8
 # A batch of five divides by none of the data axes.

@@ -21,9 +21,9 @@ from edf_jax.config import load
 from edf_jax.config.resolve import METHODS, SCHEMA, default_config, flatten, parse_variant
 from edf_jax.report import comparison
 from edf_jax.report.__main__ import main
-from edf_jax.runs.grid import ABLATIONS, make_plan, names_of
+from edf_jax.runs.grid import ABLATIONS, make_grid, names_of
 from edf_jax.runs.metrics import open_metrics
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 
 _TINY = {
@@ -49,11 +49,11 @@ _TINY = {
 
 def _plan(tmp_path, methods="", ablate="", seeds=1, **values):
     config = default_config(**{**_TINY, **values})
-    return make_plan(config, names_of(methods, ablate), seeds, tmp_path)
+    return make_grid(config, names_of(methods, ablate), seeds, tmp_path)
 
 
 def _configs(plan, label):
-    return [flatten(plan.cells[identity].config) for identity in plan.rows[label]]
+    return [flatten(plan.runs[identity].config) for identity in plan.rows[label]]
 
 
 # Which cells.
@@ -81,7 +81,7 @@ def test_what_the_user_gave_stands_for_all(tmp_path):
 
 def test_experts_are_trained_once_and_first(tmp_path):
     plan = _plan(tmp_path, "random,mtt,tesla,ftd,datm,pad,edf", seeds=2)
-    cells = list(plan.cells.values())
+    cells = list(plan.runs.values())
     assert [cell.workdir.name for cell in cells if cell.kind == "experts"] == [
         "experts-sgd",
         "experts-gsam",
@@ -98,8 +98,8 @@ def test_experts_are_trained_once_and_first(tmp_path):
 
 def test_other_networks_have_experts_of_their_own(tmp_path):
     rows = {"edf": {"method": "edf"}, "wide": {"method": "edf", "model.width": 24}}
-    plan = make_plan(default_config(**_TINY), rows, 1, tmp_path)
-    trainers = [cell for cell in plan.cells.values() if cell.kind == "experts"]
+    plan = make_grid(default_config(**_TINY), rows, 1, tmp_path)
+    trainers = [cell for cell in plan.runs.values() if cell.kind == "experts"]
     assert [cell.config.model.width for cell in trainers] == [_TINY["model.width"], 24]
     assert len({cell.workdir for cell in trainers}) == 2
 
@@ -107,7 +107,7 @@ def test_other_networks_have_experts_of_their_own(tmp_path):
 def test_methods_are_the_same_whichever_the_config_names(tmp_path):
     names = names_of("mtt,datm,edf", "")
     of_edf, of_mtt = (
-        make_plan(parse_variant(text, {"tiny": _TINY}, "tiny"), names, 1, tmp_path)
+        make_grid(parse_variant(text, {"tiny": _TINY}, "tiny"), names, 1, tmp_path)
         for text in ("tiny", "tiny,method=mtt")
     )
     for label in names:
@@ -118,7 +118,7 @@ def test_methods_are_the_same_whichever_the_config_names(tmp_path):
 
 def test_published_settings_differ_by_row_but_networks_data_and_evaluation_do_not(tmp_path):
     config = load("cifar10", "ipc10,evaluate.num=3")
-    plan = make_plan(config, names_of("mtt,datm,edf", ""), 1, tmp_path)
+    plan = make_grid(config, names_of("mtt,datm,edf", ""), 1, tmp_path)
     rows = [_configs(plan, label)[0] for label in plan.rows]
     assert [row["distill.lr_img"] for row in rows] == [100.0, 100.0, 1000.0]
     assert [row["distill.lr_teacher"] for row in rows] == [0.001, 0.01, 0.01]
@@ -140,7 +140,7 @@ def test_a_row_has_the_experts_that_its_method_is_made_of(tmp_path, monkeypatch)
 
 def test_the_title_says_where_the_crop_ratio_is_a_rows_own(tmp_path):
     rows = {"edf": {"method": "edf"}, "datm": {"method": "datm", "augment.crop_ratio": 0.125}}
-    plan = make_plan(default_config(**_TINY), rows, 1, tmp_path)
+    plan = make_grid(default_config(**_TINY), rows, 1, tmp_path)
     assert plan.title.endswith("crop ratio 0.125 or 0.25 by row")
 
 
@@ -187,12 +187,12 @@ def test_rows_of_ones_own_add_to_the_others_or_change_them(tmp_path):
     }
     path.write_text(json.dumps(rows))
     config = default_config(**_TINY)
-    plan = make_plan(config, names_of("datm,edf", "", str(path)), 1, tmp_path)
+    plan = make_grid(config, names_of("datm,edf", "", str(path)), 1, tmp_path)
     assert list(plan.rows) == ["datm", "edf", "slow mtt", "herded"]
     (edf,), (mtt,) = _configs(plan, "edf"), _configs(plan, "slow mtt")
     assert (edf["distill.lr_img"], edf["distill.loss_mask"]) == (7.0, "cpd")
     assert (mtt["distill.lr_img"], mtt["distill.labels"]) == (3.0, "hard")
-    assert plan.cells[plan.rows["herded"][0]].baseline == "herding"
+    assert plan.runs[plan.rows["herded"][0]].baseline == "herding"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_curves_are_the_mean_over_seeds_of_what_runs_logged(tmp_path):
                     metrics.write(step, "evaluate", accuracy_mean=accuracy, accuracy_std=0.0)
 
     compare.compare(plan, tmp_path, "compare", log_too)
-    curves = comparison.learning_curves(comparison.load_plan(tmp_path))
+    curves = comparison.learning_curves(comparison.load_grid(tmp_path))
     assert list(curves) == ["edf"]
     for found, expected in zip(curves["edf"], ([0, 10], [20, 32], [0, 2]), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -333,7 +333,7 @@ def test_a_stopped_comparison_continues_cell_by_cell(tmp_path):
     assert len(launched) == 4 and not (tmp_path / "table.md").exists()
     launch, rest = _pretend()
     compare.compare(plan, tmp_path, "compare", launch)
-    assert launched + rest == [cell.name for cell in plan.cells.values()]
+    assert launched + rest == [cell.name for cell in plan.runs.values()]
     launch, none = _pretend()
     compare.compare(_plan(tmp_path, "random,mtt,edf", seeds=2), tmp_path, "compare", launch)
     assert none == []
@@ -342,11 +342,11 @@ def test_a_stopped_comparison_continues_cell_by_cell(tmp_path):
 def test_a_cell_made_with_another_evaluation_is_run_again(tmp_path):
     compare.compare(_plan(tmp_path, "edf"), tmp_path, "compare", _pretend()[0])
     other = _plan(tmp_path, "edf", **{"evaluate.epochs": 3})
-    assert not any(compare.is_finished(cell) for cell in other.cells.values())
+    assert not any(compare.is_finished(cell) for cell in other.runs.values())
 
 
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
-    with storage.locked(tmp_path, "busy"):
+    with locks.locked(tmp_path, "busy"):
         with pytest.raises(UserError, match="another process"):
             compare.compare(_plan(tmp_path, "edf"), tmp_path, "compare", _pretend()[0])
 
@@ -357,11 +357,11 @@ def test_cells_run_for_real_with_one_set_of_experts(tmp_path, capsys):
         "random,herding,datm,edf",
         **{"distill.drop": 0.5, "evaluate.networks": "MLP", "evaluate.width": 4},
     )
-    rows = compare.compare(plan, tmp_path, "compare", compare.run_cell)
+    rows = compare.compare(plan, tmp_path, "compare", compare.run_here)
     assert all(0 <= row.last.mean <= 100 and row.seconds > 0 for row in rows)
     assert [row.best is None for row in rows] == [True, True, False, False]
     (store,) = (tmp_path / "experts").iterdir()
-    folders = {cell.workdir for cell in plan.cells.values()}
+    folders = {cell.workdir for cell in plan.runs.values()}
     assert not any((folder / "experts").exists() for folder in folders)
     assert len(list(store.glob("group_*/epoch_*"))) == 3
     result = json.loads((tmp_path / "cells/edf/seed_0/result.json").read_text())

@@ -17,7 +17,7 @@ from edf_jax.distilled_set import load as load_set
 from edf_jax.methods import family
 from edf_jax.models import network_names, registry
 from edf_jax.plan import plan
-from edf_jax.runs.grid import make_plan, names_of
+from edf_jax.runs.grid import make_grid, names_of
 
 _PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 _SMALL = {
@@ -103,10 +103,10 @@ def test_a_method_is_a_function_and_a_name(example, tmp_path):
 
 def test_a_comparison_knows_the_method_and_shares_the_experts(example, tmp_path):
     config = _parsed(example("band.py"))
-    table = make_plan(config, names_of("datm,edf,band", ""), 1, tmp_path)
-    assert [cell.kind for cell in table.cells.values()].count("experts") == 1
+    table = make_grid(config, names_of("datm,edf,band", ""), 1, tmp_path)
+    assert [cell.kind for cell in table.runs.values()].count("experts") == 1
     (band,) = table.rows["band"]
-    assert table.cells[band].config.distill.loss_mask == "middle_band"
+    assert table.runs[band].config.distill.loss_mask == "middle_band"
 
 
 def test_a_network_is_a_body_and_a_head(example, tmp_path):

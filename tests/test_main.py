@@ -16,7 +16,7 @@ from edf_jax.config.flags import parse
 from edf_jax.config.resolve import resolve
 from edf_jax.main import main
 from edf_jax.runs.metrics import read_metrics
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from tests import badinput, tiny_run
 
 _SETTINGS = {
@@ -149,18 +149,18 @@ def test_rows_that_cannot_be_written_end_the_run_in_a_line(whole, capsys, monkey
 
 
 def test_ctrl_c_ends_in_a_line(tmp_path, capsys, monkeypatch):
-    from edf_jax import stages
+    from edf_jax.runs import prepare
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "load_dataset", interrupt)
+    monkeypatch.setattr(prepare, "load_dataset", interrupt)
     assert _main(tmp_path / "run") == 130
     assert capsys.readouterr().err == "edf_jax: interrupted; the same command continues\n"
 
 
 def test_a_second_process_and_another_value_are_refused(whole, capsys):
-    with storage.locked(whole, "busy"):
+    with locks.locked(whole, "busy"):
         assert _main(whole) == 2
     assert "another process works on" in capsys.readouterr().err
     assert _main(whole, distill__lr_img=3.0) == 2

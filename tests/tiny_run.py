@@ -37,6 +37,7 @@ _SETTINGS = {
 # Made by the clock, the machine or the place, not by the run.
 _NOT_CONTENT = {
     "time", "seconds", "provenance", "stages", "peak_memory_mb", "workdir", "command", "digest",
+    "teacher.dir", "experts.dir", "soft_label_file",
 }
 
 
@@ -50,9 +51,11 @@ def arguments(workdir: Path, **settings: Any) -> list[str]:
     ]
 
 
-def command(workdir: Path, *flags: str, **settings: Any) -> list[str]:
+def command(
+    workdir: Path, *flags: str, module: str = "edf_jax.main", **settings: Any
+) -> list[str]:
     """A tiny run as a process's command."""
-    return [sys.executable, "-m", "edf_jax.main", *arguments(workdir, **settings), *flags]
+    return [sys.executable, "-m", module, *arguments(workdir, **settings), *flags]
 
 
 def environment() -> dict[str, str]:
@@ -65,12 +68,20 @@ def environment() -> dict[str, str]:
 
 
 def contents(workdir: Path) -> dict[str, str]:
-    """Digests of all contents: arrays, rows and figures, but no times and no containers."""
+    """Digests of all contents: arrays, rows and figures, but no times and no containers.
+
+    Of a comparison those of its runs.
+    """
     from edf_jax.runs.metrics import read_metrics
     from edf_jax.runtime import storage
 
     found: dict[str, str] = {}
+    for cell in sorted(path.parent for path in workdir.glob("cells/**/config.json")):
+        name = cell.relative_to(workdir).as_posix()
+        found |= {f"{name}/{key}": value for key, value in contents(cell).items()}
     for checkpoint in sorted(path.parent for path in workdir.glob("**/arrays")):
+        if checkpoint.relative_to(workdir).parts[0] == "cells":
+            continue
         name = str(checkpoint.relative_to(workdir))
         try:
             arrays = storage.load_arrays(checkpoint)

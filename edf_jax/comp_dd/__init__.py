@@ -26,6 +26,9 @@ __all__ = ["SUBSETS", "CompDDSplit", "comp_dd_categories", "find_comp_dd", "load
 SUBSETS = ("easy", "hard")
 
 
+LAYOUTS = ("NHWC", "NCHW")
+
+
 class CompDDSplit:
     """A split of normalised images: `split[i] -> (image, label)`.
 
@@ -34,32 +37,42 @@ class CompDDSplit:
         labels: int32 `[N]`.
         normalisation: what `split[i]` and `batches` apply.
         batch_size: of `batches`.
+        layout: of normalised images, `NHWC` or PyTorch's `NCHW`.
     """
 
-    def __init__(self, split: Split, normalisation: Normalisation, batch_size: int):
+    def __init__(
+        self, split: Split, normalisation: Normalisation, batch_size: int, layout: str = "NHWC"
+    ):
         self.images = split.images
         self.labels = split.labels
         self.normalisation = normalisation
         self.batch_size = batch_size
+        self.layout = layout
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Normalised image, float32 `[H, W, 3]`, and its label."""
-        return self.normalisation.apply(np.asarray(self.images[index])), int(self.labels[index])
+        """Normalised image, float32 `[H, W, 3]` or `[3, H, W]`, and its label."""
+        return self._inputs(self.images[index]), int(self.labels[index])
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         return (self[i] for i in range(len(self)))
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Normalised images `[b, H, W, 3]` and labels `[b]` in order; the last may be smaller."""
+        """Normalised images, `[b, H, W, 3]` or `[b, 3, H, W]`, and labels `[b]`, in order.
+
+        The last batch may be smaller.
+        """
         for start in range(0, len(self), self.batch_size):
-            stop = start + self.batch_size
-            yield (
-                self.normalisation.apply(np.asarray(self.images[start:stop])),
-                self.labels[start:stop],
-            )
+            rows = slice(start, start + self.batch_size)
+            yield self._inputs(self.images[rows]), self.labels[rows]
+
+    def _inputs(self, images: np.ndarray) -> np.ndarray:
+        inputs = self.normalisation.apply(np.asarray(images))
+        if self.layout == "NCHW":
+            inputs = np.ascontiguousarray(np.moveaxis(inputs, -1, -3))
+        return inputs
 
 
 def load_comp_dd(
@@ -71,6 +84,7 @@ def load_comp_dd(
     *,
     cache_dir: str = "",
     workers: int = 0,
+    layout: str = "NHWC",
 ) -> tuple[int, tuple[int, int], int, CompDDSplit, CompDDSplit, dict[int, int], dict[int, int]]:
     """A Comp-DD subset from a folder with ImageNet's images.
 
@@ -82,6 +96,7 @@ def load_comp_dd(
         batch_size: of the splits' `batches()`.
         cache_dir: where prepared images are kept; default is the data cache.
         workers: decoding threads; 0 for one per core.
+        layout: of the images that the splits give: `NHWC`, or `NCHW` for PyTorch.
 
     Returns:
         channel: 3.
@@ -102,6 +117,8 @@ def load_comp_dd(
         raise UserError(f"im_size={im_size} is not a square, for example (128, 128).")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: 1 or more.")
+    if layout not in LAYOUTS:
+        raise UserError(f"layout={layout!r} is unknown; one of {', '.join(LAYOUTS)}.")
     dataset = load_dataset(
         SimpleNamespace(
             source="folder",
@@ -119,7 +136,7 @@ def load_comp_dd(
         )
     )
     train, test = (
-        CompDDSplit(split, dataset.info.normalisation, batch_size)
+        CompDDSplit(split, dataset.info.normalisation, batch_size, layout)
         for split in (dataset.train, dataset.test)
     )
     class_map = {index: label for label, index in enumerate(chosen.indices)}

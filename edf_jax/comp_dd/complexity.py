@@ -10,13 +10,12 @@ References:
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,21 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from edf_jax.comp_dd.images import Collection, LabelledImages, open_collection
-from edf_jax.comp_dd.judges import Judge, choose_judge
+from edf_jax.comp_dd.images import open_images
+from edf_jax.comp_dd.judges import choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
-from edf_jax.config.flags import default_workdir, given_keys, parse
-from edf_jax.config.resolve import resolve
+from edf_jax.config.flags import Given, run_command
+from edf_jax.config.resolve import reckoned, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
-from edf_jax.data.preprocess import in_workers
+from edf_jax.data.pipeline import in_workers
+from edf_jax.data.sources import Listing, Source
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts
-from edf_jax.runs.files import write_file
-from edf_jax.runtime import console, devices, randomness, storage
+from edf_jax.runtime import devices, preemption, randomness, storage, tables
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
+from edf_jax.training.loop import Prepare
+from edf_jax.training.trained import TrainedNetwork
 
 THRESHOLD = 0.5
 PUBLISHED_METHOD = "smooth_grad_cam_pp"
@@ -80,21 +81,26 @@ def complexity(maps):
     return 1 - jnp.mean(maps >= THRESHOLD, axis=(1, 2))
 
 
-def make_measure(judge: Judge, method: str) -> Callable[[np.ndarray, np.ndarray, Any], jax.Array]:
+def make_measure(
+    trained: TrainedNetwork, prepare: Prepare, method: str
+) -> Callable[[np.ndarray, np.ndarray, Any], jax.Array]:
     """Complexities of images by a network's maps, at their own size and for its own top class.
 
     Args:
-        judge: the network.
+        trained: the network.
+        prepare: from pixels to its inputs.
         method: one of `gradcam.METHODS`.
 
     Returns:
         `(pixels [n, H, W, C], positions [n], key)` to complexities `[n]`. An image's depends on
         its position, by the noise of the map, but not on the images beside it.
     """
-    network = judge.network
+    network = trained.network
 
     @jax.jit
-    def measure(theta, batch_stats, inputs, positions, key):
+    def measure(arrays, inputs, positions, key):
+        theta, batch_stats = arrays
+
         def features(images):
             return network.features(theta, images, batch_stats)
 
@@ -110,14 +116,14 @@ def make_measure(judge: Judge, method: str) -> Callable[[np.ndarray, np.ndarray,
         return jax.vmap(one)(inputs, positions)
 
     return lambda pixels, positions, key: measure(
-        judge.theta, judge.batch_stats, judge.prepare(jnp.asarray(pixels)), positions, key
+        trained.arrays, prepare(jnp.asarray(pixels)), positions, key
     )
 
 
 def measure_images(
-    judge: Judge,
-    method: str,
-    images: LabelledImages,
+    measure: Callable[[np.ndarray, np.ndarray, Any], jax.Array],
+    images: Listing,
+    image_shape: tuple[int, int, int],
     positions: np.ndarray,
     key: jax.Array,
     *,
@@ -126,78 +132,63 @@ def measure_images(
     """Complexities of the images at some positions; not-a-number where one can't be read.
 
     Args:
-        judge: the network.
-        method: one of `gradcam.METHODS`.
+        measure: of `make_measure`.
         images: read at the network's resolution.
+        image_shape: theirs.
         positions: which, `[m]`.
         key: for the noise of maps.
         workers: threads that read; 0 for one per core.
     """
-    measure = make_measure(judge, method)
 
     def read(position: int) -> tuple[np.ndarray | None, str]:
         try:
-            return images.read(position), ""
+            return np.asarray(images.read(position)), ""
         except (Unreadable, OSError) as error:
             return None, f"{images.name(position)} ({error})"
 
     found: list[jax.Array] = []
     lost: list[str] = []
-    readings = in_workers(read, [int(p) for p in positions], workers)
+    readings = in_workers(read, positions.tolist(), workers)
     with Progress("complexity", len(positions), "image") as bar:
         for start in range(0, len(positions), _BATCH):
+            # A last batch is filled up, for batches of one shape are compiled once.
             chosen = np.resize(positions[start : start + _BATCH], _BATCH)
-            batch = list(_next(readings, min(_BATCH, len(positions) - start)))
-            lost += [told for pixels, told in batch if pixels is None]
-            found.append(measure(_stacked(batch, judge), chosen, key))
+            batch = list(itertools.islice(readings, min(_BATCH, len(positions) - start)))
+            pixels = np.zeros((_BATCH, *image_shape), np.uint8)
+            readable = np.zeros(_BATCH, bool)
+            for row, (image, told) in enumerate(batch):
+                readable[row] = image is not None
+                if image is None:
+                    lost.append(told)
+                else:
+                    pixels[row] = image
+            found.append(jnp.where(readable, measure(pixels, chosen, key), jnp.nan))
             if len(found) > 2:
                 found[-3].block_until_ready()
-            readable = [pixels is not None for pixels, _ in batch]
-            found[-1] = jnp.where(np.resize(readable, _BATCH), found[-1], jnp.nan)
             bar.update(len(batch))
+            preemption.stop_if_asked()
     if lost:
         _log.warning("%d images can't be read and are left out: %s", len(lost), "; ".join(lost[:3]))
     return np.concatenate([np.asarray(part) for part in found])[: len(positions)]
 
 
-def _next(items: Iterator, count: int) -> Iterator:
-    for _ in range(count):
-        yield next(items)
-
-
-def _stacked(batch: Sequence[tuple[np.ndarray | None, str]], judge: Judge) -> np.ndarray:
-    """Pixels `[_BATCH, H, W, C]`, zeros where there are none."""
-    stacked = np.zeros((_BATCH, *judge.network.image_shape), np.uint8)
-    for row, (pixels, _) in enumerate(batch):
-        if pixels is not None:
-            stacked[row] = pixels
-    return stacked
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, as `edf_jax.main` does."""
-    argv = list(sys.argv if argv is None else argv)
-    if any(flag in argv[1:] for flag in ("--help", "-h", "-help", "--helpfull", "--helpshort")):
-        print(_USAGE)
-        return 0
-    return console.exit_status(lambda: _run(argv))
+    return run_command("edf_jax.comp_dd.complexity", _USAGE, _define_flags, _run, argv)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", "", "the run", flag_values=values)
     flags.DEFINE_integer("per_class", 0, "images a class", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("select", 0, "classes a subset", lower_bound=0, flag_values=values)
 
 
-def _run(argv: list[str]) -> int:
-
-    values = parse(argv, _define_flags)
-    console.speak_in_lines()
-    if "cam.method" not in given_keys(values):
+def _run(given: Given) -> int:
+    values = given.flags
+    if "cam.method" not in given.keys:
         values.config.cam.method = PUBLISHED_METHOD
-    config = resolve(values.config)
-    workdir = pathlib.Path(values.workdir or default_workdir(values)).expanduser()
-    result = run(config, workdir, per_class=values.per_class, count=values.select)
+    # No run is made here that could find numbers, and every training image is looked at.
+    config = resolve(reckoned(resolve(values.config)), **{"data.held_out": 0.0})
+    result = run(config, given.workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()
     print("RESULT " + json.dumps(result), flush=True)
     return 0
@@ -226,23 +217,24 @@ def run(config, workdir: pathlib.Path, *, per_class: int = 0, count: int = 0) ->
     if count:
         # Before anything is trained.
         select([0.0] * planned.num_classes, count)
-    judge = choose_judge(config, workdir)
-    collection = open_collection(config.data, judge.resolution, colour=judge.channels == 3)
+    judge, prepare, resolution = choose_judge(config, workdir)
+    image_shape = judge.network.image_shape
+    source = open_images(config.data, resolution, colour=image_shape[2] == 3)
     _log.info("complexity: %s of %s", config.cam.method, judge.name)
-    labels = collection.train.labels
+    labels = source.train.labels
     positions = _some_of_each(labels, per_class, config.seed)
     values = measure_images(
-        judge,
-        config.cam.method,
-        collection.train,
+        make_measure(judge, prepare, config.cam.method),
+        source.train,
+        image_shape,
         positions,
         randomness.stream(config.seed, "complexity"),
         workers=config.data.workers,
     )
-    classes = summarise(values, labels[positions], collection)
+    classes = summarise(values, labels[positions], source)
     folder = workdir / "complexity"
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_text(folder / "images.csv", _images_csv(values, positions, collection))
+    storage.write_text(folder / "images.csv", _images_csv(values, positions, source))
     storage.write_text(folder / "classes.csv", _csv(classes))
     means = [row["complexity"] for row in classes]
     chosen = select(means, count) if count else {}
@@ -254,7 +246,7 @@ def run(config, workdir: pathlib.Path, *, per_class: int = 0, count: int = 0) ->
         "complexity": round(float(np.nanmean(values)), 4),
         "folder": str(folder),
     }
-    own = open_collection(config.data, 0) if chosen else collection
+    own = open_images(config.data, 0) if chosen else source
     for name, subset in chosen.items():
         used_by = write_subset(folder, name, subset, means, own)
         print(f"{name}: {used_by}", file=sys.stderr)
@@ -272,51 +264,46 @@ def _some_of_each(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(kept))
 
 
-def summarise(
-    values: np.ndarray, labels: np.ndarray, collection: Collection
-) -> list[dict[str, Any]]:
+def summarise(values: np.ndarray, labels: np.ndarray, source: Source) -> list[dict[str, Any]]:
     """Each class's complexity: the mean over its images, and their deviation.
 
     Args:
         values: of the images, not-a-number where unknown.
         labels: theirs.
-        collection: knows the classes.
+        source: knows the classes.
 
     Raises:
         UserError: none of a class's images could be read.
     """
     rows = []
-    for label, name in enumerate(collection.class_names):
+    for label, name in enumerate(source.class_names):
         own = values[labels == label]
         own = own[np.isfinite(own)]
         if not len(own):
             raise UserError(f"no image of class {name} can be read")
         row = {"label": label, "class": name}
-        if collection.imagenet_indices is not None:
-            row["wordnet_id"] = imagenet_classes()[collection.imagenet_indices[label]].wnid
+        if source.imagenet_indices is not None:
+            row["wordnet_id"] = imagenet_classes()[source.imagenet_indices[label]].wnid
         row |= {"images": len(own), "complexity": float(own.mean()), "std": float(own.std())}
         rows.append(row)
     return rows
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-    )
-    return buffer.getvalue()
+    def cell(value: Any) -> Any:
+        return f"{value:.6f}" if isinstance(value, float) else value
+
+    return tables.to_csv([{name: cell(value) for name, value in row.items()} for row in rows])
 
 
-def _images_csv(values: np.ndarray, positions: np.ndarray, collection: Collection) -> str:
-    images = collection.train
+def _images_csv(values: np.ndarray, positions: np.ndarray, source: Source) -> str:
+    images = source.train
     return _csv(
         [
             {
                 "image": images.name(position),
                 "label": int(images.labels[position]),
-                "class": collection.class_names[images.labels[position]],
+                "class": source.class_names[images.labels[position]],
                 "complexity": float(value),
             }
             for position, value in zip(positions.tolist(), values)
@@ -328,7 +315,7 @@ def _write_chart(path: pathlib.Path, classes, chosen, name: str) -> None:
 
     marks = {label: subset for subset, labels in chosen.items() for label in labels}
     order = sorted(range(len(classes)), key=lambda label: -classes[label]["complexity"])
-    write_file(
+    storage.write_bytes(
         path,
         charts.bars(
             [classes[label]["class"] for label in order],

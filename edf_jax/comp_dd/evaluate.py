@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,21 +31,18 @@ from edf_jax.runtime.errors import UserError
 _DESCRIPTION = """\
 Trains networks from scratch on distilled images of a Comp-DD subset, and tests them on ImageNet's
 validation images of its ten classes. Prints a table, and last one line: RESULT {json}."""
-# What a message calls a key, and what this command does.
+# What this command calls a config's keys.
 _FLAGS = {
-    "evaluate.distilled": "--distilled",
-    "evaluate.networks": "--model",
-    "evaluate.num": "--num",
-    "evaluate.epochs": "--epochs",
-    "evaluate.batch": "--batch",
-    "evaluate.protocol": "--protocol",
-    "evaluate.baselines": "--baselines",
-    "--config.data.path": "--data_path",
-    "data.path": "--data_path",
-    "data.resolution": "--im_size",
-    "model.name": "--model",
+    "data.path": "data_path",
+    "data.resolution": "im_size",
+    "data.cache_dir": "cache_dir",
+    "evaluate.distilled": "distilled",
+    "evaluate.num": "num",
+    "evaluate.epochs": "epochs",
+    "evaluate.batch": "batch",
+    "evaluate.protocol": "protocol",
+    "evaluate.baselines": "baselines",
 }
-
 # A network as its name says.
 _PLAIN_MODEL = {
     "model.width": 0,
@@ -91,23 +89,9 @@ def make_config(options: argparse.Namespace):
     Raises:
         UserError: there is no such subset, or a value is impossible.
     """
-
     subset = find_comp_dd(options.category, options.subset)
-    return resolve(
-        files.load("comp_dd", f"{subset.name}_ipc1"),
-        **{
-            "seed": options.seed,
-            "data.path": options.data_path,
-            "data.resolution": options.im_size,
-            "data.cache_dir": options.cache_dir,
-            "evaluate.distilled": options.distilled,
-            "evaluate.num": options.num,
-            "evaluate.epochs": options.epochs,
-            "evaluate.batch": options.batch,
-            "evaluate.protocol": options.protocol,
-            "evaluate.baselines": options.baselines,
-        },
-    )
+    values = {key: getattr(options, flag) for key, flag in _FLAGS.items()}
+    return resolve(files.load("comp_dd", f"{subset.name}_ipc1"), **{"seed": options.seed, **values})
 
 
 def evaluate(config, model: str | None = None) -> dict[str, Any]:
@@ -124,7 +108,6 @@ def evaluate(config, model: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: the data or the set is not there, or they don't fit.
     """
-
     devices.set_up(config.precision, deterministic=config.deterministic)
     planned = describe_dataset(config.data)
     if not planned.available:
@@ -145,7 +128,6 @@ def _with_model(config, own: Mapping[str, Any], model: str | None, info):
     That is the network that the set was distilled with; of a set that doesn't say, whichever is
     asked for.
     """
-
     told = {name: own[name] for name in own if name.startswith("model.") and name in SCHEMA}
     asked = {} if model is None else {**_PLAIN_MODEL, "model.name": model}
     if not told:
@@ -156,8 +138,9 @@ def _with_model(config, own: Mapping[str, Any], model: str | None, info):
     return resolve(matched, **{"evaluate.networks": model})
 
 
-def _run(options: argparse.Namespace) -> int:
 
+
+def _run(options: argparse.Namespace) -> int:
     config = make_config(options)
     result = evaluate(config, options.model)
     result = {"category": options.category, "subset": options.subset, **result}
@@ -176,8 +159,8 @@ def _run(options: argparse.Namespace) -> int:
 def _in_flags(message: str) -> str:
     """A message about config keys as one about this command's flags."""
     message = message.replace("config key ", "")
-    for key, flag in _FLAGS.items():
-        message = message.replace(key, flag)
+    for key, flag in {**_FLAGS, "evaluate.networks": "model", "model.name": "model"}.items():
+        message = re.sub(rf"(--config\.)?\b{re.escape(key)}\b", f"--{flag}", message)
     return message
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
 
-from edf_jax.comp_dd.images import Collection, LabelledImages
 from edf_jax.data.decode import Unreadable
+from edf_jax.data.sources import Listing, Source
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
@@ -47,7 +45,7 @@ def write_subset(
     name: str,
     labels: Sequence[int],
     complexity: Sequence[float],
-    collection: Collection,
+    source: Source,
 ) -> str:
     """Writes a subset so that a run can use it.
 
@@ -56,7 +54,8 @@ def write_subset(
         name: of the subset.
         labels: of its classes.
         complexity: of all classes.
-        collection: the dataset; images that aren't files are written at their own resolution.
+        source: the dataset, of `open_images`; images that aren't files are written at their own
+            resolution.
 
     Returns:
         The flags that use it: of ImageNet's classes a list for `data.class_list`, of others a
@@ -65,29 +64,31 @@ def write_subset(
     Raises:
         UserError: the folder holds something else.
     """
-    if collection.imagenet_indices is not None:
+    if source.imagenet_indices is not None:
         path = folder / f"{name}.txt"
         lines = [f"# The {len(labels)} classes of the {name} subset, by complexity."]
         for label in labels:
-            found = imagenet_classes()[collection.imagenet_indices[label]]
+            found = imagenet_classes()[source.imagenet_indices[label]]
             lines.append(f"{found.wnid}  # {found.name}, {complexity[label]:.4f}")
         storage.write_text(path, "\n".join(lines) + "\n")
         return f"--config.data.class_list={path}"
     root = folder / name
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for split, images in (("train", collection.train), ("test", collection.test)):
-        _write_split(temporary / split, labels, images, collection.class_names)
-    shutil.rmtree(root, ignore_errors=True)
-    temporary.rename(root)
+    splits = {"train": source.train, "test": source.test}
+    if root.exists() and not (root.is_dir() and {p.name for p in root.iterdir()} <= set(splits)):
+        raise UserError(f"{root} is there and no subset: remove it or give another --out")
+    with storage.appearing(root) as temporary:
+        for split, images in splits.items():
+            _write_split(temporary / split, labels, images, source.class_names)
     return f"--config.data.source=folder --config.data.path={root}"
 
 
 def _write_split(
-    folder: pathlib.Path, labels: Sequence[int], images: LabelledImages, names: Sequence[str]
+    folder: pathlib.Path, labels: Sequence[int], images: Listing, names: Sequence[str]
 ) -> None:
     for label in labels:
+        # Another name may have been as this one is now.
         place = folder / _folder_name(names[label])
+        place = folder / f"{place.name}_{label}" if place.exists() else place
         place.mkdir(parents=True)
         for position in np.flatnonzero(images.labels == label).tolist():
             _write_image(place, position, images)
@@ -97,7 +98,7 @@ def _folder_name(class_name: str) -> str:
     return re.sub(r"[^\w. -]+", "_", class_name).strip(" .") or "class"
 
 
-def _write_image(place: pathlib.Path, position: int, images: LabelledImages) -> None:
+def _write_image(place: pathlib.Path, position: int, images: Listing) -> None:
     from PIL import Image
 
     file = pathlib.Path(images.name(position))
@@ -105,7 +106,7 @@ def _write_image(place: pathlib.Path, position: int, images: LabelledImages) -> 
         (place / f"{position:06d}_{file.name}").symlink_to(file.resolve())
         return
     try:
-        pixels = images.read(position)
+        pixels = np.asarray(images.read(position))
     except (Unreadable, OSError):
         return
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -6,6 +6,7 @@ import itertools
 
 from edf_jax.config.schema import AUTO, SCHEMA, Key
 from edf_jax.methods.family import METHODS
+from edf_jax.runtime import tables
 
 _HEAD = """\
 # Config keys
@@ -46,23 +47,22 @@ def page() -> str:
     parts = [_HEAD]
     for group, names in itertools.groupby(SCHEMA, lambda name: name.rpartition(".")[0]):
         rows = [_row(name, SCHEMA[name]) for name in names]
-        head = ["| key | meaning | type | default | values | source |", "|---|---|---|---|---|---|"]
-        parts.append("\n".join([f"## {_TITLES.get(group, group)}", "", *head, *rows, ""]))
+        table = tables.to_markdown(rows, all_columns=True)
+        parts.append(f"## {_TITLES.get(group, group)}\n\n{table}")
     parts.append(_METHODS)
     parts.append(_methods())
     return "\n".join(parts)
 
 
-def _row(name: str, key: Key) -> str:
-    cells = (
-        f"`{name}`",
-        key.meaning,
-        key.kind.__name__,
-        _value(key.default),
-        ", ".join(f"`{choice}`" for choice in key.choices) or key.range,
-        key.source,
-    )
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _row(name: str, key: Key) -> dict[str, str]:
+    return {
+        "key": f"`{name}`",
+        "meaning": key.meaning,
+        "type": key.kind.__name__,
+        "default": _value(key.default),
+        "values": ", ".join(f"`{choice}`" for choice in key.choices) or key.range,
+        "source": key.source,
+    }
 
 
 def _value(value) -> str:
@@ -72,16 +72,12 @@ def _value(value) -> str:
 
 
 def _methods() -> str:
-    keys = list(dict.fromkeys(key for own in METHODS.values() for key in own))
-    lines = [
-        "| key | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
-        "|---" * (len(METHODS) + 1) + "|",
-    ]
-    for key in keys:
+    rows = []
+    for key in dict.fromkeys(key for own in METHODS.values() for key in own):
         unset = "" if SCHEMA[key].default == AUTO else _value(SCHEMA[key].default)
-        cells = (_value(own[key]) if key in own else unset for own in METHODS.values())
-        lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells = {f"`{m}`": _value(own[key]) if key in own else unset for m, own in METHODS.items()}
+        rows.append({"key": f"`{key}`", **cells})
+    return tables.to_markdown(rows, all_columns=True)
 
 
 if __name__ == "__main__":

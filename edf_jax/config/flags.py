@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import hashlib
 import logging
 import pathlib
 import re
+import shlex
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +17,69 @@ from absl import flags
 
 from edf_jax.config import files
 from edf_jax.config.resolve import SCHEMA, unknown_key
+from edf_jax.runtime import console, preemption, storage
 from edf_jax.runtime.errors import UserError
+
+_HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the user gave a command.
+
+    Attributes:
+        flags: all of them; `config` is not resolved.
+        keys: the config keys among them, in the variant or as flags.
+        workdir: the folder of that flag, or the default one.
+        command: what was typed.
+    """
+
+    flags: flags.FlagValues
+    keys: set[str]
+    workdir: pathlib.Path
+    command: str
+
+
+def run_command(
+    name: str,
+    usage: str,
+    define: Callable[[flags.FlagValues], None],
+    run: Callable[[Given], int],
+    argv: Sequence[str] | None = None,
+    *,
+    folder: str = "",
+) -> int:
+    """Runs a command that has a `--config`; `--help` prints its usage.
+
+    Args:
+        name: `python -m` takes it.
+        usage: of `--help`.
+        define: adds the command's own flags to `--config` and `--workdir`.
+        run: the command itself; returns its status.
+        argv: with the program's name first; the process's where None.
+        folder: what the default workdir's name begins with.
+
+    Returns:
+        The exit status, 2 for a user's mistake, told in one line.
+    """
+    argv = list(sys.argv if argv is None else argv)
+
+    def define_all(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
+        define(values)
+
+    def parsed() -> int:
+        if any(flag in _HELP for flag in argv[1:]):
+            print(usage)
+            return 0
+        values = parse(argv, define_all)
+        console.speak_in_lines()
+        workdir = pathlib.Path(values.workdir or default_workdir(values, folder)).expanduser()
+        command = f"python -m {name} {shlex.join(argv[1:])}"
+        return run(Given(values, given_keys(values), workdir, command))
+
+    with preemption.listening():
+        return console.exit_status(parsed)
 
 
 def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
@@ -76,6 +140,9 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
         if flag.startswith("--config="):
             flag = _found_config(flag)
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if flag.startswith("--config.") and key in SCHEMA:
+            flag = f"--config.{key}={SCHEMA[key].of_text(value)}" if "=" in flag else flag
         normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
     return normal
 
@@ -150,5 +217,5 @@ def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
     overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
     workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:
-        workdir += "-" + hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+        workdir += "-" + storage.fingerprint("\n".join(overrides).encode())[:8]
     return workdir

@@ -17,6 +17,7 @@ import numpy as np
 from edf_jax import distilled_set
 from edf_jax.data.catalogue import find_benchmark
 from edf_jax.data.normalisation import IMAGENET, Normalisation
+from edf_jax.data.sources import class_numbers
 from edf_jax.data.subsets import find_subset, subset_names
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.methods.soft_labels import hard_labels
@@ -36,12 +37,14 @@ class Description:
         normalisation: what turned pixels into the images.
         step: updates made.
         config: the run's, `{}` where unknown.
+        origin: of the real images, as `DatasetInfo.identity` has it; {} where unknown.
     """
 
     class_names: tuple[str, ...]
     normalisation: Normalisation
     step: int = 0
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def describe_dataset(name: str) -> Description:
@@ -65,7 +68,7 @@ def describe_like(path: str | os.PathLike) -> Description:
     """What another distilled set of the same data says, with its ZCA matrix where it has one."""
     other = distilled_set.load(path)
     config = {name: value for name, value in other.config.items() if name.startswith("data.")}
-    return Description(other.class_names, other.normalisation, 0, config)
+    return Description(other.class_names, other.normalisation, 0, config, other.origin)
 
 
 def read_record(folder: pathlib.Path) -> Description | None:
@@ -82,8 +85,8 @@ def read_record(folder: pathlib.Path) -> Description | None:
         fields = {name: record[name] for name in ("mean", "std", "zca") if record[name] is not None}
         cache_dir = record["config"].get("data.cache_dir") or None
         normalisation = Normalisation.from_json(json.dumps(fields), cache_dir)
-        names = tuple(record["class_names"])
-        return Description(names, normalisation, int(record["step"]), record["config"])
+        names, origin = tuple(record["class_names"]), record.get("origin", {})
+        return Description(names, normalisation, int(record["step"]), record["config"], origin)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: remove it and give --dataset or --like") from None
 
@@ -119,6 +122,8 @@ def import_set(
         )
     if rate.size != 1:
         raise UserError(f"{paths[2]} has shape {rate.shape}, not one number")
+    if not 0 <= rate.item() < np.inf:
+        raise UserError(f"{paths[2]} has the rate {rate.item()}: no learning rate")
     return DistilledSet(
         np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float32),
         _logits(paths[1], labels, len(images), len(description.class_names)),
@@ -126,7 +131,8 @@ def import_set(
         description.class_names,
         description.normalisation,
         description.step,
-        description.config,
+        config=description.config,
+        origin=description.origin,
     )
 
 
@@ -139,12 +145,9 @@ def _logits(path: pathlib.Path, labels: np.ndarray, count: int, num_classes: int
     if labels.ndim not in (1, 2) or len(labels) != count:
         raise UserError(f"{path} has shape {labels.shape} for {count} images")
     if labels.ndim == 1:
-        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-            raise UserError(f"{path} holds neither classes nor logits")
-        found = int(labels.max()) + 1
-        if found > num_classes:
-            raise UserError(f"{path} has {found} classes or more, the data {num_classes}")
-        return hard_labels(labels, num_classes)
+        return hard_labels(class_numbers(labels, num_classes, str(path)), num_classes)
     if labels.shape[1] != num_classes:
         raise UserError(f"{path} has {labels.shape[1]} classes, the data {num_classes}")
+    if labels.dtype.kind != "f":
+        raise UserError(f"{path} holds {labels.dtype}, which are neither classes nor logits")
     return np.ascontiguousarray(labels, np.float32)

@@ -17,12 +17,13 @@ import numpy as np
 
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import Network, build_network, torch_files, torch_layout
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 
 # Experts whose snapshots lie in one checkpoint, at most: each is read by itself all the same.
 _GROUP = 10
-_NETWORK_OPTIONS = ("width", "depth", "norm", "activation", "pooling")
+NETWORK_OPTIONS = ("width", "depth", "norm", "activation", "pooling")
 
 
 def network_of(settings: Mapping[str, Any]) -> Network:
@@ -42,7 +43,7 @@ def network_of(settings: Mapping[str, Any]) -> Network:
         settings["model.name"],
         num_classes=settings["num_classes"],
         image_shape=tuple(settings["image_shape"]),
-        **{name: settings.get(f"model.{name}") or None for name in _NETWORK_OPTIONS},
+        **{name: settings.get(f"model.{name}") or None for name in NETWORK_OPTIONS},
     )
 
 
@@ -95,6 +96,8 @@ def import_experts(
         "num_params": network.num_params,
         **settings,
         "experts.epochs": epochs,
+        # Tells them from other imported ones.
+        "source": storage.digest(_theta(first[0][0], first[0][1][-1], epochs, network)),
     }
     experts = itertools.chain(first, experts)
     done = 0
@@ -103,6 +106,7 @@ def import_experts(
         Progress("import experts", unit="snapshot") as bar,
     ):
         store = TrajectoryStore(temporary)
+        store.create({"settings": settings, "num_experts": 0, "group_size": _GROUP})
         for group in itertools.count():
             members = list(itertools.islice(experts, _GROUP))
             if not members:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import pathlib
+import warnings
 import zlib
 
 import numpy as np
@@ -15,8 +15,11 @@ from edf_jax.data.sources import (
     MissingData,
     Source,
     check_labels,
+    class_numbers,
+    distinct,
     existing_folder,
 )
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -110,7 +113,10 @@ def open_npz(data_config) -> Source:
                 found = ", ".join(archive.files) or "nothing"
                 raise UserError(f"{path} has {found}; expected is {_NPZ_LAYOUT}.")
             arrays = [np.asanyarray(archive[key]) for key in keys]
-            names = tuple(map(str, archive["class_names"])) if "class_names" in archive else None
+            names = None
+            if "class_names" in archive:
+                given = [str(name) for name in archive["class_names"]]
+                names = distinct(given, [str(label) for label in range(len(given))])
     except UserError:
         raise
     # A damaged archive makes zipfile and NumPy raise nearly anything; a claim of terabytes too.
@@ -146,65 +152,53 @@ def _idx_file(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
 
 def _from_arrays(name: str, arrays, where: pathlib.Path, class_names) -> Source:
     benchmark = find_benchmark(name)
-    train_labels = _labels(arrays[1], "train", where)
     if class_names is None and benchmark is not None:
         class_names = benchmark.class_names
     if class_names is None:
-        class_names = tuple(f"class {i}" for i in range(int(train_labels.max(initial=0)) + 1))
-    listings, shapes = [], []
-    for split, images, labels in (
-        ("train", arrays[0], train_labels),
-        ("test", arrays[2], _labels(arrays[3], "test", where)),
-    ):
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise UserError(
-                f"The {split} images of {where} are {images.dtype} {list(images.shape)}; expected "
-                "is uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]."
-            )
-        if len(images) != len(labels):
-            raise UserError(
-                f"The {split} split of {where} has {len(images)} images but {len(labels)} labels."
-            )
-        check_labels(labels, class_names, split, where)
-        listings.append(_listing(images, labels, split, where))
-        shapes.append(list(images.shape[1:]))
-    if shapes[0] != shapes[1]:
-        raise UserError(f"Images of {where} are {shapes[0]} in train but {shapes[1]} in test.")
-    train, test = listings
-    channels = shapes[0][-1]
+        labels = class_numbers(arrays[1], len(arrays[1]), f"the train split of {where}")
+        class_names = tuple(f"class {i}" for i in range(int(labels.max(initial=0)) + 1))
+    train, test = (
+        _listing(images, labels, class_names, split, where)
+        for split, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:]))
+    )
+    shape, other = (list(listing.images.shape[1:]) for listing in (train, test))  # type: ignore[union-attr]
+    if shape != other:
+        raise UserError(f"Images of {where} are {shape} in train but {other} in test.")
     normalisation = None
-    if benchmark is not None and len(benchmark.normalisation.mean) == channels:
+    if benchmark is not None and len(benchmark.normalisation.mean) == shape[-1]:
         normalisation = benchmark.normalisation
     return Source(
         name=benchmark.name if benchmark is not None else name,
         class_names=class_names,
-        channels=channels,
+        channels=shape[-1],
         train=train,
         test=test,
         normalisation=normalisation,
     )
 
 
-def _labels(array: np.ndarray, split: str, where: pathlib.Path) -> np.ndarray:
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+def _listing(images: np.ndarray, labels, class_names, split: str, where: pathlib.Path) -> Listing:
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(
-            f"The {split} labels of {where} are {array.dtype} {list(array.shape)}; expected are "
-            "integers [N]."
+            f"The {split} images of {where} are {images.dtype} {list(images.shape)}; expected "
+            "is uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]."
         )
-    return array.astype(np.int32)
-
-
-def _listing(images: np.ndarray, labels: np.ndarray, split: str, where: pathlib.Path) -> Listing:
-    digest = hashlib.sha256(np.ascontiguousarray(images).data)
-    digest.update(labels.tobytes())
+    if len(images) != len(labels):
+        raise UserError(
+            f"The {split} split of {where} has {len(images)} images but {len(labels)} labels."
+        )
+    if images.max(initial=0) == 1:
+        warnings.warn(
+            f"The {split} images of {where} are 0 and 1 of 255: were they in [0, 1] before they "
+            "became bytes?",
+            stacklevel=2,
+        )
+    labels = check_labels(labels, class_names, split, where)
     return Listing(
         labels=labels,
         read=lambda i: images[i],
         name=lambda i: f"{split} image {i} of {where}",
-        identity=digest.hexdigest(),
+        identity=storage.fingerprint(np.ascontiguousarray(images).data, labels.tobytes()),
         images=images,
     )

@@ -11,11 +11,11 @@ settings give the same bytes on every machine.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
 
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -132,10 +132,8 @@ def training_opacity(
 def sources_digest() -> str:
     """Digest of the digits and photographs as read here."""
     digits, labels, photographs = _load_sources()
-    digest = hashlib.sha256()
-    for array in (digits, labels, *photographs):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    arrays = (digits, labels, *photographs)
+    return storage.fingerprint(*(np.ascontiguousarray(array).data for array in arrays))
 
 
 def check_settings(

@@ -5,14 +5,28 @@ Each function takes features and gives positions, class by class, `ipc` of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from edf_jax.runtime.errors import UserError
 
 # `real_soft` is the random images with soft labels.
 BASELINES = ("random", "herding", "k_centre", "real_soft")
+
+
+def _members(labels: np.ndarray, ipc: int) -> list[np.ndarray]:
+    """Positions of each class's images.
+
+    Raises:
+        UserError: a class has fewer than `ipc`.
+    """
+    members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+    for label, own in enumerate(members):
+        if len(own) < ipc:
+            raise UserError(
+                f"class {label} has {len(own)} training images, {ipc} are wanted: lower "
+                "distill.ipc"
+            )
+    return members
 
 
 def herding(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
@@ -32,8 +46,9 @@ def herding(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
         Welling, "Herding Dynamical Weights to Learn" (ICML 2009); Rebuffi et al., iCaRL
         (1611.07725), algorithm 4.
     """
-
-    def choose(points: np.ndarray) -> list[int]:
+    positions = []
+    for members in _members(labels, ipc):
+        points = np.asarray(features[members], np.float64)
         mean, total = points.mean(axis=0), np.zeros(points.shape[1])
         chosen: list[int] = []
         for count in range(1, ipc + 1):
@@ -41,55 +56,30 @@ def herding(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
             distances[chosen] = np.inf
             chosen.append(int(np.argmin(distances)))
             total += points[chosen[-1]]
-        return chosen
-
-    return _by_class(features, labels, ipc, choose)
+        positions.append(members[chosen])
+    return np.concatenate(positions)
 
 
 def k_centre(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
     """Positions of images that leave no other far from all of them, `[C * ipc]`.
 
     Greedy: first the image nearest to the class's mean, then always the one farthest from those
-    chosen, which is at most twice as bad as the best choice.
-
-    Args:
-        features: `[N, F]`.
-        labels: `[N]`.
-        ipc: images per class.
-
-    Raises:
-        UserError: a class has fewer.
+    chosen, which is at most twice as bad as the best choice. Arguments as in `herding`.
 
     References:
         Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set
         Approach" (1708.00489), algorithm 1.
     """
-
-    def choose(points: np.ndarray) -> list[int]:
+    positions = []
+    for members in _members(labels, ipc):
+        points = np.asarray(features[members], np.float64)
         chosen = [int(np.argmin(np.linalg.norm(points - points.mean(axis=0), axis=1)))]
         nearest = np.linalg.norm(points - points[chosen[0]], axis=1)
         while len(chosen) < ipc:
             nearest[chosen] = -np.inf
             chosen.append(int(np.argmax(nearest)))
-            distances = np.linalg.norm(points - points[chosen[-1]], axis=1)
-            nearest = np.minimum(nearest, distances)
-        return chosen
-
-    return _by_class(features, labels, ipc, choose)
-
-
-def _by_class(
-    features: np.ndarray,
-    labels: np.ndarray,
-    ipc: int,
-    choose: Callable[[np.ndarray], list[int]],
-) -> np.ndarray:
-    positions = []
-    for label in range(int(labels.max()) + 1):
-        members = np.flatnonzero(labels == label)
-        if len(members) < ipc:
-            raise UserError(f"class {label} has {len(members)} training images, {ipc} are wanted")
-        positions.append(members[choose(np.asarray(features[members], np.float64))])
+            nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        positions.append(members[chosen])
     return np.concatenate(positions)
 
 
@@ -99,12 +89,7 @@ def choose_random(rng: np.random.Generator, labels: np.ndarray, ipc: int) -> np.
     Raises:
         UserError: a class has fewer.
     """
-    chosen = []
-    for label in range(int(labels.max()) + 1):
-        members = np.flatnonzero(labels == label)
-        _check_enough(len(members), ipc, label)
-        chosen.append(rng.permutation(members)[:ipc])
-    return np.concatenate(chosen)
+    return np.concatenate([rng.permutation(own)[:ipc] for own in _members(labels, ipc)])
 
 
 def choose_predicted_correctly(
@@ -123,11 +108,8 @@ def choose_predicted_correctly(
         `[C * ipc]` positions, class by class. Where all experts together are right on too few
         images of a class, its other images fill up.
     """
-    num_classes = int(labels.max()) + 1
-    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+    orders = [rng.permutation(own) for own in _members(labels, ipc)]
     chosen: list[list[int]] = [[] for _ in orders]
-    for label, order in enumerate(orders):
-        _check_enough(len(order), ipc, label)
     for expert in range(num_experts):
         if all(len(members) == ipc for members in chosen):
             break
@@ -146,13 +128,7 @@ def choose_near_centres(
     """Positions of the `ipc` images of each class that are nearest to k-means centres.
 
     Each class's features are clustered into `ipc` clusters, and each cluster gives the image
-    nearest to its centre.
-
-    Args:
-        rng: for the first centres.
-        features: `[N, F]`.
-        labels: `[N]`.
-        ipc: images per class.
+    nearest to its centre. Arguments as in `herding`; `rng` is for the first centres.
 
     References:
         Liu et al., "DREAM: Efficient Dataset Distillation by Representative Matching"
@@ -160,22 +136,13 @@ def choose_near_centres(
     """
     from sklearn.cluster import KMeans
 
-    chosen = []
-    for label in range(int(labels.max()) + 1):
-        members = np.flatnonzero(labels == label)
-        _check_enough(len(members), ipc, label)
+    positions = []
+    for members in _members(labels, ipc):
         seed = int(rng.integers(2**31))
         distances = KMeans(ipc, n_init=1, random_state=seed).fit_transform(features[members])
         taken: list[int] = []
         for cluster in range(ipc):
             nearest = np.argsort(distances[:, cluster], kind="stable")
             taken.append(next(int(i) for i in nearest if i not in taken))
-        chosen.append(members[taken])
-    return np.concatenate(chosen)
-
-
-def _check_enough(count: int, ipc: int, label: int) -> None:
-    if count < ipc:
-        raise UserError(
-            f"distill.ipc={ipc} is more than the {count} training images of class {label}: lower it"
-        )
+        positions.append(members[taken])
+    return np.concatenate(positions)

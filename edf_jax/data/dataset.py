@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from edf_jax.data.normalisation import Normalisation
+from edf_jax.data.subsets import imagenet_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +22,26 @@ class Split:
         return len(self.labels)
 
 
+class Classes:
+    """The classes of whatever has `class_names` and `imagenet_indices`."""
+
+    class_names: tuple[str, ...]
+    imagenet_indices: tuple[int, ...] | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """By label: WordNet ids where the classes are ImageNet's, else names."""
+        if self.imagenet_indices is None:
+            return self.class_names
+        return tuple(imagenet_classes()[index].wnid for index in self.imagenet_indices)
+
+
 @dataclasses.dataclass(frozen=True)
-class DatasetInfo:
+class DatasetInfo(Classes):
     """What a dataset is, apart from its pixels.
 
     Attributes:
@@ -30,7 +50,7 @@ class DatasetInfo:
         image_shape: `(H, W, C)`.
         normalisation: from pixels to network inputs.
         imagenet_indices: ILSVRC-2012 class of each label, or None.
-        fingerprint: hex digest of the settings and sources that the images come from.
+        fingerprint: hex digest of the images, their labels and classes, and how they are whitened.
     """
 
     name: str
@@ -41,8 +61,14 @@ class DatasetInfo:
     fingerprint: str
 
     @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+    def identity(self) -> dict[str, Any]:
+        """What a set that is distilled from the data keeps of it, as JSON can say it."""
+        return {
+            "name": self.name,
+            "classes": list(self.class_ids),
+            "resolution": list(self.image_shape[:2]),
+            "digest": self.fingerprint,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

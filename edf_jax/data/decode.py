@@ -7,6 +7,8 @@ import io
 
 import numpy as np
 
+_LONGEST = 100  # a longer image, of so many times its height or width, is cut before resizing
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
@@ -49,6 +51,8 @@ def decode(content: bytes | np.ndarray, settings: ImageSettings) -> tuple[np.nda
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(content, np.ndarray):
+        if content.dtype != np.uint8 or content.ndim != 3 or content.shape[-1] not in (1, 3):
+            raise Unreadable(f"{content.dtype} {list(content.shape)}, not uint8 [H, W, 1 or 3]")
         image = Image.fromarray(content[..., 0] if content.shape[-1] == 1 else content)
         return _finish(image, settings), ""
     if not content:
@@ -81,9 +85,12 @@ def _plain(image):
             return image
     elif image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or pixels.max(initial=0) > 255:
-            pixels >>= 8
-        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        # Of PNG and PGM, whole numbers have 16 bits; of other kinds of file, it is not said.
+        if image.mode == "I" and image.format not in ("PNG", "PPM"):
+            if not 0 <= pixels.min(initial=0) <= pixels.max(initial=0) < 2**16:
+                raise Unreadable("whole-number pixels of unknown range")
+            pixels <<= 8 * (pixels.max(initial=0) < 2**8)
+        return Image.fromarray((pixels >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise Unreadable("floating-point pixels of unknown range")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -107,6 +114,12 @@ def _resize(image, settings: ImageSettings):
     width, height = image.size
     if settings.resize == "squash":
         return _sample(image, side, side, settings.antialias)
+    if max(width, height) > _LONGEST * min(width, height):
+        # Resizing all of a 60,000 x 1 image would take gigabytes for what is then cut off.
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        square = image.crop((left, top, left + short, top + short))
+        return _sample(square, side, side, settings.antialias)
     if width <= height:
         wide, high = side, max(side, int(side * height / width))
     else:

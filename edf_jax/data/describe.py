@@ -7,12 +7,13 @@ import json
 
 from edf_jax.data import cluttered_digits, tfds
 from edf_jax.data.catalogue import (
+    FASTAI_COUNTS,
     IMAGENET_TEST_PER_CLASS,
     IMAGENET_TRAIN_PER_CLASS,
-    IMAGENETTE_FASTAI,
-    IMAGENETTE_FASTAI_COUNTS,
+    fastai_name,
     find_benchmark,
 )
+from edf_jax.data.dataset import Classes
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.load import (
     check_settings,
@@ -29,7 +30,7 @@ DIGITS_TRAIN, DIGITS_TEST = 1437, 360
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetPlan:
+class DatasetPlan(Classes):
     """A dataset before it is read.
 
     Attributes:
@@ -53,11 +54,7 @@ class DatasetPlan:
     counts: str
     available: bool
     location: str
-    advice: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+    advice: str = ""
 
 
 def describe_dataset(data_config) -> DatasetPlan:
@@ -69,48 +66,46 @@ def describe_dataset(data_config) -> DatasetPlan:
     Raises:
         UserError: impossible settings; or the data is not there and nothing was published about it.
     """
-    plan = _describe_everything(data_config)
-    if not data_config.held_out:
-        return plan
-    held = round(data_config.held_out * plan.num_train)
-    # By class it may be a few images more or less.
-    return dataclasses.replace(plan, num_train=plan.num_train - held, counts="approximate")
-
-
-def _describe_everything(data_config) -> DatasetPlan:
     check_settings(data_config)
-    if data_config.source == "cluttered_digits":
-        return _describe_cluttered_digits(data_config)
-    if data_config.source == "tfds":
-        return _describe_tfds(data_config)
-    try:
-        source = open_source(data_config, find_cache_dir(data_config))
-    except MissingData as missing:
-        plan = _published(data_config)
-        if plan is None:
-            raise
-        return dataclasses.replace(plan, advice=str(missing))
-    return _counted(data_config, source)
+    plan = {"cluttered_digits": _cluttered_digits, "tfds": _of_tfds}.get(
+        data_config.source, _of_files
+    )(data_config)
+    if data_config.zca:
+        plan = dataclasses.replace(plan, normalisation=None)
+    if data_config.held_out:
+        held = round(data_config.held_out * plan.num_train)
+        # By class it may be a few images more or less.
+        plan = dataclasses.replace(plan, num_train=plan.num_train - held, counts="approximate")
+    return plan
 
 
-def _describe_cluttered_digits(data_config) -> DatasetPlan:
+def _cluttered_digits(data_config) -> DatasetPlan:
     side = data_config.resolution
     return DatasetPlan(
         name="cluttered_digits",
         class_names=cluttered_digits.CLASS_NAMES,
         image_shape=(side, side, 3),
-        normalisation=None if data_config.zca else IMAGENET,
+        normalisation=IMAGENET,
         imagenet_indices=None,
         num_train=DIGITS_TRAIN * data_config.composites,
         num_test=DIGITS_TEST * data_config.test_composites,
         counts="exact",
         available=True,
         location="made from scikit-learn's digits and photographs",
-        advice="",
     )
 
 
-def _describe_tfds(data_config) -> DatasetPlan:
+def _of_files(data_config) -> DatasetPlan:
+    try:
+        return _counted(data_config)
+    except MissingData as missing:
+        plan = _published(data_config)
+        if plan is None:
+            raise
+        return dataclasses.replace(plan, advice=str(missing))
+
+
+def _of_tfds(data_config) -> DatasetPlan:
     plan = _published(data_config)
     location = str(tfds.data_dir(data_config) / tfds.tfds_name(data_config))
     try:
@@ -119,23 +114,21 @@ def _describe_tfds(data_config) -> DatasetPlan:
         if plan is None:
             raise
         return dataclasses.replace(plan, location=location, advice=str(other_format))
+    advice = f"The TFDS set is not in {location}. {how_to_get(data_config)}"
     if plan is None:
         if folder is None:
-            raise MissingData(f"There is no TFDS set in {location}. {how_to_get(data_config)}")
-        return _counted(data_config, open_source(data_config, find_cache_dir(data_config)))
+            raise MissingData(advice)
+        return _counted(data_config)
     if folder is None:
-        advice = f"The TFDS set is not in {location}. {how_to_get(data_config)}"
         return dataclasses.replace(plan, location=location, advice=advice)
-    return dataclasses.replace(
-        plan, location=str(folder), available=True, advice="", **_tfds_counts(folder, data_config)
-    )
+    counts = _tfds_counts(folder, data_config)
+    return dataclasses.replace(plan, location=str(folder), available=True, **counts)
 
 
 def _tfds_counts(folder, data_config) -> dict:
     """Numbers from the set's own record, where all of it is used."""
-    if chosen_subset(data_config) is not None and not tfds.tfds_name(data_config).startswith(
-        "imagenette"
-    ):
+    fastai = tfds.tfds_name(data_config).startswith(tuple(FASTAI_COUNTS))
+    if chosen_subset(data_config) is not None and not fastai:
         return {}
     record = json.loads((folder / "dataset_info.json").read_text())
     sizes = {s["name"]: sum(map(int, s["shardLengths"])) for s in record["splits"]}
@@ -145,34 +138,33 @@ def _tfds_counts(folder, data_config) -> dict:
 
 def _published(data_config) -> DatasetPlan | None:
     """What is known of a set from publications, as if its images were not there."""
-    name = tfds.tfds_name(data_config) if data_config.source == "tfds" else data_config.name
-    side = data_config.resolution
-    fastai = data_config.source == "tfds" and name.startswith("imagenette")
-    imagenet = data_config.source == "tfds" and name.startswith("imagenet2012")
-    location = data_config.path or "(data.path is not set)"
+    of_tfds = data_config.source == "tfds"
+    name = tfds.tfds_name(data_config) if of_tfds else data_config.name
+    fastai = name.split("/")[0] if of_tfds and name.startswith(tuple(FASTAI_COUNTS)) else ""
     subset = chosen_subset(data_config)
     if subset is None and fastai:
-        subset = find_subset("imagenette")
-    if subset is None and imagenet:
+        subset = find_subset(fastai)
+    if subset is None and of_tfds and name.startswith("imagenet2012"):
         subset = Subset("imagenet2012", tuple(range(len(imagenet_classes()))))
+    side = data_config.resolution
+    location = data_config.path or "(data.path is not set)"
     if subset is not None:
         subset.warn_of_repetitions()
         classes = len(subset.indices)
-        train, test = IMAGENETTE_FASTAI_COUNTS
-        if not fastai:
-            train, test = IMAGENET_TRAIN_PER_CLASS * classes, IMAGENET_TEST_PER_CLASS * classes
+        counts = IMAGENET_TRAIN_PER_CLASS * classes, IMAGENET_TEST_PER_CLASS * classes
+        if fastai:
+            counts = FASTAI_COUNTS[fastai]
         return DatasetPlan(
-            name=IMAGENETTE_FASTAI if fastai else subset.name,
+            name=fastai_name(subset.name, subset.indices) if fastai else subset.name,
             class_names=subset.class_names,
             image_shape=(side, side, 3),
-            normalisation=None if data_config.zca else IMAGENET,
+            normalisation=IMAGENET,
             imagenet_indices=subset.indices,
-            num_train=train,
-            num_test=test,
-            counts="published" if fastai else "approximate",
+            num_train=counts[0],
+            num_test=counts[1],
+            counts="exact" if fastai else "approximate",
             available=False,
             location=location,
-            advice="",
         )
     benchmark = find_benchmark(name) if name else None
     if benchmark is None:
@@ -182,30 +174,29 @@ def _published(data_config) -> DatasetPlan | None:
         name=benchmark.name,
         class_names=benchmark.class_names,
         image_shape=(side or height, side or width, channels),
-        normalisation=None if data_config.zca else benchmark.normalisation,
+        normalisation=benchmark.normalisation,
         imagenet_indices=None,
         num_train=benchmark.train,
         num_test=benchmark.test,
         counts="published",
         available=False,
         location=location,
-        advice="",
     )
 
 
-def _counted(data_config, source: Source) -> DatasetPlan:
+def _counted(data_config) -> DatasetPlan:
+    source = open_source(data_config, find_cache_dir(data_config))
     return DatasetPlan(
         name=source.name,
         class_names=source.class_names,
         image_shape=_image_shape(data_config, source),
-        normalisation=None if data_config.zca else source.normalisation,
+        normalisation=source.normalisation,
         imagenet_indices=source.imagenet_indices,
         num_train=len(source.train),
         num_test=len(source.test),
         counts="counted",
         available=True,
         location=data_config.path or source.train.name(0),
-        advice="",
     )
 
 

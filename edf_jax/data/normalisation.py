@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
 
 import numpy as np
 
 from edf_jax.data import whitening
-
-
-def default_cache_dir() -> str:
-    """Where prepared images and ZCA matrices lie unless a config says otherwise."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return str(pathlib.Path(root) / "edf_jax")
+from edf_jax.data.cache import default_cache_dir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Decode and resize once, in parallel; keep the result on disk.
 
-A prepared split is three files in the data cache, named by a digest of everything that decides
-its content: `<key>.npy` (uint8 images), `<key>.labels.npy`, and `<key>.json` with their digests,
-written last. Until then the images are filled in in `<key>.partial`, chunk by chunk, and
-`<key>.journal` gets a line with the digest of each finished chunk: from there a killed preparation
-continues.
+A prepared split is two files in the data cache, named by a digest of everything that decides its
+content: `<key>.npy`, uint8 images, and `<key>.jsonl`, its record. The record has a line for each
+chunk of images that is done, with a digest that seals the line and the chunk's pixels; only what
+a line says and its digest proves counts. So a killed preparation goes on after its last chunk, and
+damage is mended from where it is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO
@@ -24,16 +26,17 @@ import numpy as np
 
 from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
-from edf_jax.data.rows import RowFile, digest
+from edf_jax.data.pipeline import in_workers
 from edf_jax.data.sources import Listing, digest_of
-from edf_jax.runtime import devices
+from edf_jax.runtime import preemption, storage
 from edf_jax.runtime.errors import UserError
 
-VERSION = 1  # part of the key: raise it when the same settings give other pixels
+VERSION = 2  # part of the key: raise it when the same settings give other pixels
 _CHUNK_BYTES = 1 << 25
 _CHUNK_IMAGES = 512
 _GROUP = 8  # images that a worker decodes before it hands them over
 _SHOWN = 3
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def prepare(
@@ -45,7 +48,7 @@ def prepare(
     cache_dir: pathlib.Path,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Split:
+) -> tuple[Split, str]:
     """The decoded images of a listing, from the cache or into it.
 
     Images that cannot be read are left out, with a warning that names them.
@@ -60,192 +63,198 @@ def prepare(
         progress: called with the number of images just done.
 
     Returns:
-        Images (a read-only memory map) and labels.
+        Images (a read-only memory map) and labels; and a digest of both, whatever the files that
+        they came from are called.
 
     Raises:
         UserError: a class is left without images, images of a native-size set differ in size, or
             the cache cannot be written.
     """
-    key = split_key(listing, settings)
-    file_name = re.sub(r"[^\w.-]+", "_", name)
-    base = cache_dir / f"{file_name}-{key[:16]}"
+    key = digest_of([VERSION, listing.identity, dataclasses.asdict(settings)])
+    safe_name = re.sub(r"[^\w.-]+", "_", name)
+    cache = _Cache(cache_dir / f"{safe_name}-{key[:16]}", key, len(listing))
+    progress = progress or (lambda count: None)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(_beside(base, ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
-            if not _is_intact(base, key):
-                _make(base, key, listing, settings, workers, progress)
-            elif progress is not None:
-                progress(len(listing))
+        with open(cache.beside(".lock"), "w") as lock:
+            _wait_for(lock)  # a second process finds the files
+            chunks = cache.finished()
+            if chunks:
+                progress(chunks[-1].stop)
+            _fill(cache, chunks, listing, settings, workers, progress)
     except OSError as error:
         raise UserError(
             f"The data cache {cache_dir} cannot be written ({error.strerror or error}); set "
             "--config.data.cache_dir to a folder with space."
         ) from None
-    images = np.load(_beside(base, ".npy"), mmap_mode="r", allow_pickle=False)
-    labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
-    record = json.loads(_beside(base, ".json").read_text())
+    left_out = [entry for chunk in chunks for entry in chunk.left_out]
+    labels = np.delete(listing.labels, [i for i, _ in left_out])
     lost = np.setdiff1d(listing.labels, labels)
     if len(lost):
-        first = int(np.argmax(listing.labels == lost[0]))
-        why = dict(record["left_out"])[listing.name(first)]
+        i, why = next((i, why) for i, why in left_out if listing.labels[i] == lost[0])
         raise UserError(
             f"{name}: no image of class {class_names[lost[0]]} can be read, for example "
-            f"{listing.name(first)} ({why})."
+            f"{listing.name(i)} ({why})."
         )
-    _tell(base.name, len(listing), record)
-    return Split(images, labels)
+    _tell(cache.base.name, listing, left_out, "cannot be read and are left out")
+    remarks = [entry for chunk in chunks for entry in chunk.remarks]
+    _tell(cache.base.name, listing, remarks, "are used in part")
+    digest = digest_of([[chunk.pixels for chunk in chunks], labels.tolist()])
+    return Split(np.load(cache.path, mmap_mode="r", allow_pickle=False), labels), digest
 
 
-def split_key(listing: Listing, settings: ImageSettings) -> str:
-    """Digest of everything that decides what a prepared split holds."""
-    return digest_of([VERSION, listing.identity, dataclasses.asdict(settings)])
-
-
-def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterator:
-    """`function` of each item, in order, on `workers` threads (0: one per core)."""
-    import grain
-
-    threads = workers or devices.available_cores()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(grain.MapDataset.source(items).map(function).to_iter_dataset(options))
-
-
-def write_atomically(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes under a temporary name, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
-
-
-def _is_intact(base: pathlib.Path, key: str) -> bool:
-    """Whether the prepared split is there; damaged, it loses its record, with a warning."""
-    record = _beside(base, ".json")
-    if not record.exists():
-        return False
-    try:
-        content = json.loads(record.read_text())
-        labels = np.load(_beside(base, ".labels.npy"), allow_pickle=False)
-        with RowFile(_beside(base, ".npy")) as images:
-            intact = (
-                content["key"] == key
-                and len(images) == len(labels)
-                and content["images"] == images.digests(content["rows"])
-                and content["labels"] == digest(labels)
-            )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        intact = False
-    if not intact:
-        warnings.warn(f"{base}.npy is damaged; it is made again.", stacklevel=2)
-        record.unlink()
-    return intact
-
-
-def _beside(base: pathlib.Path, suffix: str) -> pathlib.Path:
-    return base.with_name(base.name + suffix)
-
-
-def _tell(name: str, total: int, record: dict) -> None:
-    for entries, what in (
-        (record["left_out"], "cannot be read and are left out"),
-        (record["remarks"], "are used in part"),
-    ):
-        if entries:
-            shown = "; ".join(f"{image} ({why})" for image, why in entries[:_SHOWN])
-            more = f"; and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
-            told = f"{name}: {len(entries)} of {total} images {what}: {shown}{more}."
-            warnings.warn(told, stacklevel=2)
+def _wait_for(lock: IO[str]) -> None:
+    """Takes a lock once it is free, and meanwhile hears signals."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            preemption.stop_if_asked()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """A line of the journal: images from `start` on are filled in.
+    """A line of the record: images `start` to `stop` of the listing are filled in.
 
     Attributes:
-        start: position of its first image.
-        digest: of its rows in the partial file.
+        pixels: digest of those that are kept.
         left_out: positions of images that could not be read, each with the reason.
         remarks: positions of images that are used in part, each with what was used.
     """
 
     start: int
-    digest: str
+    stop: int
+    pixels: str
     left_out: list
     remarks: list
 
-
-def _make(base, key, listing: Listing, settings: ImageSettings, workers, progress) -> None:
-    for stale in base.parent.glob(f"{base.name}.*.tmp"):  # of a process killed while writing
-        stale.unlink()
-    shape = _image_shape(listing, settings)
-    rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // int(np.prod(shape))))
-    with _open_partial(base, (len(listing), *shape)) as images:
-        chunks = _finished_chunks(base, key, images, rows)
-        if chunks and progress is not None:
-            progress(sum(min(rows, len(listing) - start) for start in chunks))
-        missing = [start for start in range(0, len(listing), rows) if start not in chunks]
-        decoded = _decode_all(
-            listing,
-            [i for start in missing for i in range(start, min(start + rows, len(listing)))],
-            settings,
-            workers,
-        )
-        buffer = np.empty((rows, *shape), np.uint8)
-        with open(_beside(base, ".journal"), "a") as journal:
-            for start in missing:
-                stop = min(start + rows, len(listing))
-                filled = buffer[: stop - start]
-                left_out, remarks = _fill(filled, decoded, start, listing, progress)
-                images.write(start, filled)
-                chunk = _Chunk(start, digest(filled), left_out, remarks)
-                # A killed process may have left half a line.
-                journal.write("\n" + json.dumps({"key": key, **dataclasses.asdict(chunk)}))
-                journal.flush()
-                chunks[start] = chunk
-        _finish(base, key, listing, images, rows, [chunks[start] for start in sorted(chunks)])
+    @property
+    def kept(self) -> int:
+        return self.stop - self.start - len(self.left_out)
 
 
-def _open_partial(base: pathlib.Path, shape) -> RowFile:
-    """The images to fill in, image i in row i; what a killed process filled in is still there."""
-    path, final = _beside(base, ".partial"), _beside(base, ".npy")
-    if final.exists() and not path.exists():
-        os.replace(final, path)  # killed just before the record was written
-    try:
-        images = RowFile(path)
-        if images.shape == shape:
-            return images
-    except (OSError, ValueError, KeyError, EOFError):
-        pass
-    return RowFile.create(path, shape)
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """The files of a prepared split of `count` images."""
 
+    base: pathlib.Path
+    key: str
+    count: int
 
-def _finished_chunks(base: pathlib.Path, key: str, images: RowFile, rows: int) -> dict[int, _Chunk]:
-    """The chunks that the journal names and whose digests are right."""
-    finished: dict[int, _Chunk] = {}
-    try:
-        lines = _beside(base, ".journal").read_text().splitlines()
-    except FileNotFoundError:
-        return finished
-    for line in lines:
+    @property
+    def path(self) -> pathlib.Path:
+        return self.beside(".npy")
+
+    def beside(self, suffix: str) -> pathlib.Path:
+        return self.base.with_name(self.base.name + suffix)
+
+    def finished(self) -> list[_Chunk]:
+        """The first chunks that the record names and whose pixels are as it says."""
+        chunks: list[_Chunk] = []
+        row, whole = 0, False
+        images = self.images()
+        for chunk in self._recorded():
+            whole |= chunk.stop == self.count
+            rows = slice(row, row + chunk.kept)
+            follows = chunk.start == (chunks[-1].stop if chunks else 0)
+            if follows and images is not None and chunk.pixels == _digest(images[rows]):
+                chunks.append(chunk)
+                row = rows.stop
+        if whole and (not chunks or chunks[-1].stop < self.count):
+            warnings.warn(f"{self.path} is damaged; it is made again.", stacklevel=4)
+        return chunks
+
+    def open(self, shape: tuple[int, ...]) -> np.memmap:
+        """The images, to be written; what was there before still is.
+
+        Raises:
+            OSError: there is no space for all of them.
+        """
+        self.path.touch()
+        with open(self.path, "r+b") as file:
+            # NumPy leaves room in the header for any count, so that it always ends at one place.
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            size = file.tell() + math.prod(shape)
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                # A full disk is an error here, and a dead process where a hole is written to.
+                os.posix_fallocate(file.fileno(), 0, size)
+        return np.lib.format.open_memmap(self.path, mode="r+")
+
+    def record(self, chunk: _Chunk) -> None:
+        fields = dataclasses.asdict(chunk)
+        # A killed process may have left half a line.
+        with open(self.beside(".jsonl"), "a") as file:
+            file.write("\n" + json.dumps({**fields, "digest": digest_of([self.key, fields])}))
+
+    def _recorded(self) -> Iterator[_Chunk]:
         try:
-            fields = json.loads(line)
-            if fields.pop("key") != key:
+            lines = self.beside(".jsonl").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                fields = json.loads(line)
+                if fields.pop("digest") == digest_of([self.key, fields]):
+                    yield _Chunk(**fields)
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
-            chunk = _Chunk(**fields)
-            written = images.read(chunk.start, chunk.start + rows)
-            if chunk.start % rows == 0 and chunk.digest == digest(written):
-                finished[chunk.start] = chunk
-        except (ValueError, KeyError, TypeError):
-            continue  # the line that was being written when the process was killed
-    return finished
+
+    def images(self) -> np.memmap | None:
+        """What is there of the images, to be read."""
+        try:
+            return np.lib.format.open_memmap(self.path, mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
 
 
-def _decode_all(listing: Listing, wanted: list[int], settings: ImageSettings, workers) -> Iterator:
-    groups = [wanted[first : first + _GROUP] for first in range(0, len(wanted), _GROUP)]
+def _digest(array: np.ndarray) -> str:
+    return storage.fingerprint(np.ascontiguousarray(array).data)
 
-    def decode_group(group: list[int]):
+
+def _fill(cache: _Cache, chunks: list[_Chunk], listing, settings, workers: int, progress) -> None:
+    """Decodes what `chunks` lack, and adds to them."""
+    start = chunks[-1].stop if chunks else 0
+    row = sum(chunk.kept for chunk in chunks)
+    there = cache.images()
+    if there is not None and start == len(listing):
+        images, shape = there, there.shape[1:]
+    else:
+        shape = _image_shape(listing, settings)
+        images = cache.open((len(listing), *shape))
+        decoded = _decode_from(start, listing, settings, workers)
+    rows = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // math.prod(shape)))
+    while start < len(listing):
+        first, stop = row, min(start + rows, len(listing))
+        left_out, remarks = [], []
+        for i, (pixels, remark) in zip(range(start, stop), decoded):
+            if pixels is None:
+                left_out.append([i, remark])
+            elif pixels.shape != shape:
+                raise UserError(
+                    f"Images differ in size: {listing.name(i)} is {list(pixels.shape)}, the first "
+                    f"{list(shape)}; set data.resolution."
+                )
+            else:
+                images[row] = pixels
+                row += 1
+                if remark:
+                    remarks.append([i, remark])
+            progress(1)
+        chunks.append(_Chunk(start, stop, _digest(images[first:row]), left_out, remarks))
+        cache.record(chunks[-1])
+        start = stop
+    if len(images) != row:
+        cache.open((row, *shape))
+
+
+def _decode_from(start: int, listing: Listing, settings: ImageSettings, workers: int) -> Iterator:
+    groups = range(start, len(listing), _GROUP)
+
+    def decode_group(first: int) -> list[tuple[np.ndarray | None, str]]:
+        group = range(first, min(first + _GROUP, len(listing)))
         return [_decode_one(listing, i, settings) for i in group]
 
     return itertools.chain.from_iterable(in_workers(decode_group, groups, workers))
@@ -270,60 +279,9 @@ def _image_shape(listing: Listing, settings: ImageSettings) -> tuple[int, int, i
     return 1, 1, settings.channels
 
 
-def _fill(images: np.ndarray, decoded: Iterator, start: int, listing: Listing, progress):
-    """Fills `[k, H, W, C]`, with zeros where one is unreadable; returns left out, remarks."""
-    left_out, remarks = [], []
-    for row in range(len(images)):
-        i = start + row
-        pixels, remark = next(decoded)
-        if pixels is None:
-            images[row] = 0
-            left_out.append((i, remark))
-        elif pixels.shape != images.shape[1:]:
-            raise UserError(
-                f"Images differ in size: {listing.name(i)} is {list(pixels.shape)}, the first "
-                f"{list(images.shape[1:])}; set data.resolution."
-            )
-        else:
-            images[row] = pixels
-            if remark:
-                remarks.append((i, remark))
-        if progress is not None:
-            progress(1)
-    return left_out, remarks
-
-
-def _finish(base, key: str, listing: Listing, images, rows: int, chunks: list[_Chunk]) -> None:
-    """Gives the filled-in images their name, without the rows that are left out."""
-    left_out = [entry for chunk in chunks for entry in chunk.left_out]
-    remarks = [entry for chunk in chunks for entry in chunk.remarks]
-    partial, labels = _beside(base, ".partial"), listing.labels
-    if left_out:
-        kept = np.delete(np.arange(len(listing)), [i for i, _ in left_out])
-        temporary = _beside(base, f".npy.{os.getpid()}.tmp")
-        with RowFile.create(temporary, (len(kept), *images.shape[1:])) as compact:
-            done = 0
-            for chunk in chunks:
-                lost = [i - chunk.start for i, _ in chunk.left_out]
-                rest = np.delete(images.read(chunk.start, chunk.start + rows), lost, axis=0)
-                compact.write(done, rest)
-                done += len(rest)
-            digests = compact.digests(rows)
-        os.replace(temporary, _beside(base, ".npy"))
-        labels = labels[kept]
-    else:
-        digests = [chunk.digest for chunk in chunks]
-        os.replace(partial, _beside(base, ".npy"))
-    write_atomically(_beside(base, ".labels.npy"), lambda file: np.save(file, labels))
-    content = {
-        "key": key,
-        "rows": rows,
-        "images": digests,
-        "labels": digest(labels),
-        "left_out": [(listing.name(i), why) for i, why in left_out],
-        "remarks": [(listing.name(i), remark) for i, remark in remarks],
-    }
-    text = json.dumps(content).encode()
-    write_atomically(_beside(base, ".json"), lambda file: file.write(text))
-    partial.unlink(missing_ok=True)
-    _beside(base, ".journal").unlink()
+def _tell(name: str, listing: Listing, entries: list, what: str) -> None:
+    if entries:
+        shown = "; ".join(f"{listing.name(i)} ({why})" for i, why in entries[:_SHOWN])
+        more = f"; and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+        told = f"{name}: {len(entries)} of {len(listing)} images {what}: {shown}{more}."
+        warnings.warn(told, stacklevel=3)

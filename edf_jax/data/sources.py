@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from edf_jax.data.normalisation import Normalisation
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 
@@ -65,7 +66,7 @@ class MissingData(UserError):
 
 def digest_of(content) -> str:
     """Hex digest of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return storage.fingerprint(json.dumps(content, sort_keys=True).encode())
 
 
 def existing_folder(path: str, layout: str) -> pathlib.Path:
@@ -82,20 +83,50 @@ def existing_folder(path: str, layout: str) -> pathlib.Path:
     return folder
 
 
-def check_labels(labels: np.ndarray, class_names: Sequence[str], split: str, where) -> None:
-    """Refuses labels outside of the classes, and classes without images.
+def class_numbers(labels, num_classes: int, where: str) -> np.ndarray:
+    """Labels `[N]` as int32, once they are known to be numbers of classes.
+
+    Args:
+        labels: an array of any type, `[N]` or `[N, 1]`.
+        num_classes: how many classes there are.
+        where: what they are the labels of, for a message.
+
+    Raises:
+        UserError: they aren't whole numbers, or one is negative or too large.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"The labels of {where} are {labels.dtype} {list(labels.shape)}; expected are integers "
+            "[N]."
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(
+            f"Label {wrong} in {where} does not fit its {num_classes} classes (0 to "
+            f"{num_classes - 1})."
+        )
+    return labels.astype(np.int32)
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str], split: str, where) -> np.ndarray:
+    """Labels of a split as `class_numbers` gives them, with images of every class.
 
     Raises:
         UserError: names the label or the class, the split and the place.
     """
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise UserError(
-            f"Label {wrong} in the {split} split of {where} does not fit its "
-            f"{len(class_names)} classes (0 to {len(class_names) - 1})."
-        )
+    labels = class_numbers(labels, len(class_names), f"the {split} split of {where}")
     counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
         empty = [name for name, count in zip(class_names, counts) if count == 0]
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise UserError(f"No images of class {shown} in the {split} split of {where}.")
+    return labels
+
+
+def distinct(names: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes, with their ids where several are called the same."""
+    count = collections.Counter(names)
+    return tuple(f"{n} ({i})" if count[n] > 1 else n for n, i in zip(names, ids))

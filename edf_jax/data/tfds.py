@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
-from edf_jax.data.catalogue import IMAGENETTE_FASTAI, find_benchmark
+from edf_jax.data.cache import write_atomically
+from edf_jax.data.catalogue import FASTAI_COUNTS, fastai_name, find_benchmark
 from edf_jax.data.normalisation import IMAGENET
-from edf_jax.data.preprocess import in_workers, write_atomically
-from edf_jax.data.sources import Listing, MissingData, Source, check_labels, digest_of
-from edf_jax.data.subsets import Subset, chosen_subset, imagenet_classes, index_by_wnid
+from edf_jax.data.pipeline import in_workers
+from edf_jax.data.sources import (
+    Listing,
+    MissingData,
+    Source,
+    check_labels,
+    class_numbers,
+    digest_of,
+    distinct,
+)
+from edf_jax.data.subsets import Subset, chosen_subset, index_by_wnid
 from edf_jax.runtime.errors import UserError
 
 _LABEL_BATCH = 64  # records read at once in the pass over the labels
@@ -24,8 +35,10 @@ def tfds_name(data_config) -> str:
     benchmark = find_benchmark(name)
     if benchmark is not None and benchmark.tfds:
         return benchmark.tfds
-    if name.split("/")[0] in ("imagenette", IMAGENETTE_FASTAI):
-        return name.replace(IMAGENETTE_FASTAI, "imagenette")
+    own, _, version = name.partition("/")
+    own = own.removesuffix("_fastai")
+    if own in FASTAI_COUNTS:
+        return f"{own}/{version}" if version else own
     return "imagenet2012" if data_config.subset or data_config.class_list else name
 
 
@@ -105,64 +118,58 @@ def open_tfds(data_config, cache_dir: pathlib.Path) -> Source:
         raise UserError(f"{folder} is no set of images with a 'label'; it has {list(features)}.")
     label_names = tuple(features["label"].names)
     classes = _choose_classes(data_config, name, label_names, folder)
-    shape = features["image"].shape
+    positions = classes.pop("positions")
     listings = []
     for split in ("train", _test_split(builder, name)):
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         labels = _labels(source, folder, split, cache_dir)
-        keep = np.flatnonzero(np.isin(labels, classes.positions))
-        label_of = np.full(max(labels.max(initial=0), max(classes.positions)) + 1, -1, np.int32)
-        label_of[list(classes.positions)] = np.arange(len(classes.positions))
-        kept = label_of[labels[keep]]
-        check_labels(kept, classes.class_names, split, folder)
-        listings.append(_listing(source, keep, kept, folder, split))
+        labels = class_numbers(labels, len(label_names), f"the {split} split of {folder}")
+        keep = np.flatnonzero(np.isin(labels, positions))
+        label_of = {position: label for label, position in enumerate(positions)}
+        ours = np.array([label_of[label] for label in labels[keep].tolist()], np.int32)
+        ours = check_labels(ours, classes["class_names"], split, folder)
+        listings.append(_listing(source, keep, ours, folder, split))
     return Source(
-        name=classes.name,
-        class_names=classes.class_names,
-        channels=1 if shape[-1] == 1 else 3,
+        channels=1 if features["image"].shape[-1] == 1 else 3,
         train=listings[0],
         test=listings[1],
-        imagenet_indices=classes.imagenet_indices,
-        normalisation=classes.normalisation,
+        **classes,
     )
 
 
-class _Classes:
-    """Which labels of the set are used, in the order of ours."""
-
-    def __init__(self, name, positions, class_names, imagenet_indices, normalisation):
-        self.name = name
-        self.positions = positions
-        self.class_names = class_names
-        self.imagenet_indices = imagenet_indices
-        self.normalisation = normalisation
-
-
-def _choose_classes(data_config, name: str, label_names, folder: pathlib.Path) -> _Classes:
-    benchmark = find_benchmark(name)
-    subset = chosen_subset(data_config)
-    if subset is not None:
-        subset.warn_of_repetitions()
-        positions = _subset_positions(subset, label_names, folder)
-        table_name = IMAGENETTE_FASTAI if name.startswith("imagenette") else subset.name
-        return _Classes(table_name, positions, subset.class_names, subset.indices, IMAGENET)
-    everything = tuple(range(len(label_names)))
+def _choose_classes(data_config, name: str, label_names, folder: pathlib.Path) -> dict[str, Any]:
+    """Which labels of the set are used, in the order of ours, and what `Source` says of them."""
+    benchmark, subset = find_benchmark(name), chosen_subset(data_config)
+    positions: tuple[int, ...] = tuple(range(len(label_names)))
     known = index_by_wnid()
-    if all(label in known for label in label_names):
-        indices = tuple(known[label] for label in label_names)
-        names = tuple(imagenet_classes()[i].name for i in indices)
-        table_name = IMAGENETTE_FASTAI if name.startswith("imagenette") else name
-        return _Classes(table_name, everything, names, indices, IMAGENET)
-    if benchmark is not None:
-        if len(benchmark.class_names) != len(label_names):
-            raise UserError(
-                f"{folder} has {len(label_names)} classes, but {name} has "
-                f"{len(benchmark.class_names)}."
-            )
-        return _Classes(
-            benchmark.name, everything, benchmark.class_names, None, benchmark.normalisation
+    if subset is not None or known.keys() >= set(label_names):
+        if subset is None:
+            subset = Subset(name, tuple(known[label] for label in label_names))
+        else:
+            subset.warn_of_repetitions()
+            positions = _subset_positions(subset, label_names, folder)
+        fastai = name.split("/")[0] in FASTAI_COUNTS
+        return {
+            "name": fastai_name(subset.name, subset.indices) if fastai else subset.name,
+            "positions": positions,
+            "class_names": subset.class_names,
+            "imagenet_indices": subset.indices,
+            "normalisation": IMAGENET,
+        }
+    if benchmark is None:
+        names = distinct(label_names, [str(position) for position in positions])
+        return {"name": name.split("/")[0], "positions": positions, "class_names": names}
+    if len(benchmark.class_names) != len(label_names):
+        raise UserError(
+            f"{folder} has {len(label_names)} classes, but {name} has "
+            f"{len(benchmark.class_names)}."
         )
-    return _Classes(name.split("/")[0], everything, label_names, None, None)
+    return {
+        "name": benchmark.name,
+        "positions": positions,
+        "class_names": benchmark.class_names,
+        "normalisation": benchmark.normalisation,
+    }
 
 
 def _subset_positions(subset: Subset, label_names, folder: pathlib.Path) -> tuple[int, ...]:
@@ -187,13 +194,9 @@ def _test_split(builder, name: str) -> str:
 
 def _labels(source, folder: pathlib.Path, split: str, cache_dir: pathlib.Path) -> np.ndarray:
     identity = digest_of([_record_files(folder, split), len(source)])
-    path = cache_dir / f"tfds_labels_{identity[:32]}.npy"
-    try:
-        labels = np.load(path, allow_pickle=False)
-        if labels.shape == (len(source),) and labels.dtype == np.int32:
-            return labels
-    except (OSError, ValueError, EOFError):
-        pass
+    path = cache_dir / f"tfds_labels_{identity[:32]}.npz"  # zipped, with a checksum
+    with contextlib.suppress(Exception):  # NumPy and zipfile raise nearly anything of a damaged one
+        return np.load(path, allow_pickle=False)["labels"]
 
     def read(batch: int) -> list[int]:
         first = batch * _LABEL_BATCH
@@ -201,15 +204,16 @@ def _labels(source, folder: pathlib.Path, split: str, cache_dir: pathlib.Path) -
         return [int(record["label"]) for record in records]
 
     batches = in_workers(read, range(-(-len(source) // _LABEL_BATCH)))
-    labels = np.array([label for batch in batches for label in batch], np.int32)
-    write_atomically(path, lambda file: np.save(file, labels))
+    labels = np.array([label for batch in batches for label in batch], np.int64)
+    write_atomically(path, lambda file: np.savez(file, labels=labels))
     return labels
 
 
 def _record_files(folder: pathlib.Path, split: str) -> list:
-    """What identifies the records of a split: set, config, version, files and their sizes."""
+    """What identifies the records of a split: set, config, version, files with sizes and times."""
     files = sorted(folder.glob(f"*-{split}.*array_record*"))
-    return [*folder.parts[-3:], *([f.name, f.stat().st_size] for f in files)]
+    stats = [(file.name, file.stat()) for file in files]
+    return [*folder.parts[-3:], *([name, s.st_size, s.st_mtime_ns] for name, s in stats)]
 
 
 def _listing(source, keep, labels, folder: pathlib.Path, split: str) -> Listing:

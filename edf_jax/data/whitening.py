@@ -8,15 +8,28 @@ References:
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import pathlib
 
 import numpy as np
 
+from edf_jax.data.cache import write_atomically
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 EPS = 0.1
+# Of the host's memory while a matrix is fitted, measured: its eigenvectors are found in float64.
+_FIT_BYTES = 42
+
+
+def fit_bytes(size: int) -> int:
+    """Memory that fitting to images of `size` numbers takes on the host."""
+    return _FIT_BYTES * size**2
+
+
+def stored_bytes(size: int) -> int:
+    """What the matrix and its inverse take in the data cache."""
+    return 2 * 4 * size**2
 
 
 def fit_zca(
@@ -80,8 +93,8 @@ def save(folder: str | os.PathLike, mean: np.ndarray, matrix: np.ndarray) -> str
         The digest that names the file, for `load` and `load_inverse`.
     """
     stacked = np.concatenate([mean[None], matrix]).astype(np.float32)
-    digest = hashlib.sha256(stacked.tobytes()).hexdigest()
-    _write(_path(folder, digest), stacked)
+    digest = storage.fingerprint(stacked.data)
+    write_atomically(_path(folder, digest), lambda file: np.save(file, stacked))
     return digest
 
 
@@ -102,7 +115,7 @@ def load(folder: str, digest: str) -> tuple[np.ndarray, np.ndarray]:
         ) from None
     except (OSError, ValueError, EOFError):
         stacked = None
-    if stacked is None or hashlib.sha256(stacked.tobytes()).hexdigest() != digest:
+    if stacked is None or storage.fingerprint(np.ascontiguousarray(stacked).data) != digest:
         raise UserError(f"The ZCA matrix {path} is damaged: remove it and prepare the data again.")
     return stacked[0], stacked[1:]
 
@@ -122,20 +135,12 @@ def load_inverse(folder: str, digest: str) -> np.ndarray:
         except (OSError, ValueError, EOFError):
             pass
     inverse = np.linalg.inv(matrix.astype(np.float64)).astype(np.float32)
-    _write(path, inverse)
+    write_atomically(path, lambda file: np.save(file, inverse))
     return inverse
 
 
 def _path(folder: str | os.PathLike, digest: str) -> pathlib.Path:
     return pathlib.Path(folder) / f"zca_{digest[:32]}.npy"
-
-
-def _write(path: pathlib.Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

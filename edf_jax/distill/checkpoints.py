@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,6 +60,14 @@ class Position:
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, collections.deque) else v for k, v in fields.items()}
 
+    def best_steps(self) -> dict[str, int]:
+        """The steps of the best sets so far, by name."""
+        steps = {
+            "best_on_test": self.best_iteration,
+            "best_on_held_out": self.best_held_out_iteration,
+        }
+        return {name: step for name, step in steps.items() if step >= 0}
+
     @classmethod
     def from_details(cls, details: dict[str, Any]) -> Position:
         fields = dict(details)
@@ -67,12 +76,25 @@ class Position:
         return cls(**fields)
 
 
-class Checkpoints:
-    """The resumable state in a run's `checkpoints/`, the last few of it."""
+def _protocol(config: Mapping[str, Any]) -> list[Any]:
+    """What decides the accuracies of periodic evaluations, of a flat config."""
+    names = ("during_num", "batch", "momentum", "weight_decay")
+    epochs = config["evaluate.during_epochs"] or config["evaluate.epochs"]
+    return [epochs, *(config[f"evaluate.{name}"] for name in names)]
 
-    def __init__(self, workdir: pathlib.Path, config):
+
+class Checkpoints:
+    """The resumable state in a run's `checkpoints/`, the last few of it.
+
+    Args:
+        workdir: the run's folder.
+        config: resolved.
+        of: digests of what decides the numbers beside the config: data, experts.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config, of: Mapping[str, str]):
         self._folder = workdir / "checkpoints"
-        self._config = config
+        self._config, self._of = config, dict(of)
 
     def _paths(self) -> dict[int, pathlib.Path]:
         """Checkpoints by iteration, in order."""
@@ -89,8 +111,11 @@ class Checkpoints:
         arrays = {f"leaf_{i:02d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         details = {"position": position.to_details(), "config": flatten(self._config)}
         path = self._folder / f"iteration_{position.iteration:06d}"
-        storage.save_arrays(path, arrays, details)
+        storage.save_arrays(path, arrays, details, self._place(position.iteration))
         self._prune()
+
+    def _place(self, iteration: int) -> dict[str, Any]:
+        return {"iteration": iteration, **self._of}
 
     def _prune(self) -> None:
         """Keeps the newest, and of those that every uninterrupted run writes the last few."""
@@ -113,14 +138,24 @@ class Checkpoints:
         if details is None:
             return state, weight, Position()
         read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
-        return (*jax.tree.unflatten(treedef, read), Position.from_details(details["position"]))
+        position = Position.from_details(details["position"])
+        if _protocol(details["config"]) != _protocol(flatten(self._config)):
+            position.best, position.best_iteration = -math.inf, -1
+            position.best_held_out, position.best_held_out_iteration = -math.inf, -1
+            _log.warning(
+                "evaluate.* is not what it was before iteration %d: the best set so far is sought "
+                "anew, for accuracies of unlike trainings can't be compared",
+                position.iteration,
+            )
+        return (*jax.tree.unflatten(treedef, read), position)
 
     def _newest(self, shapes: list[tuple[int, ...]]) -> tuple[Any, dict[str, np.ndarray]]:
         """Details and arrays of the newest checkpoint that can be read; None and {} of none."""
-        for path in reversed(self._paths().values()):
+        for iteration, path in reversed(self._paths().items()):
+            place = self._place(iteration)
             try:
-                arrays = storage.load_arrays(path)
-                details = storage.load_details(path)
+                arrays = storage.load_arrays(path, place=place)
+                details = storage.load_details(path, place)
             except storage.DamagedFile as error:
                 _log.warning("%s: going back to the checkpoint before", error)
                 storage.remove(path)
@@ -164,20 +199,20 @@ def make_consistent(
         step = path.stem[5:]
         if step.isdigit() and int(step) >= iteration:
             path.unlink()
-    _restore_best(workdir, "best_on_test", position.best_iteration)
-    _restore_best(workdir, "best_on_held_out", position.best_held_out_iteration)
+    for name in ("best_on_test", "best_on_held_out"):
+        _restore_best(workdir, name, position.best_steps().get(name))
 
 
-def _restore_best(workdir: pathlib.Path, name: str, iteration: int) -> None:
-    """Makes a best set that of an iteration; negative: there is none yet."""
+def _restore_best(workdir: pathlib.Path, name: str, iteration: int | None) -> None:
+    """Makes a best set that of an iteration; None: there is none yet."""
     best = workdir / "distilled" / f"{name}.safetensors"
-    if iteration < 0:
+    if iteration is None:
         best.unlink(missing_ok=True)
         return
     try:
         if distilled_set.load(best).step == iteration:
             return
-    except UserError as error:
+    except storage.DamagedFile as error:
         _log.warning("%s: made again from the set of iteration %d", error, iteration)
     try:
         distilled_set.load(workdir / "distilled" / f"step_{iteration}.safetensors").save(best)

@@ -83,6 +83,6 @@ def _start(config, info, images, logits, classes) -> DistilledSet:
         config.distill.lr_teacher,
         info.class_names,
         info.normalisation,
-        0,
-        flatten(config),
+        config=flatten(config),
+        origin=info.identity,
     )

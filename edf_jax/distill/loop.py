@@ -10,65 +10,44 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.distill import tensorboard
-from edf_jax.distill.checkpoints import WINDOW, Checkpoints, Position, make_consistent
+from edf_jax.distill.checkpoints import Checkpoints, Position, make_consistent
+from edf_jax.distill.journal import Journal
+from edf_jax.distill.pairs import Pairs
+from edf_jax.distill.watch import Watch
 from edf_jax.distilled_set import DistilledSet
-from edf_jax.experts.trajectories import Pair, TrajectoryStore
+from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.matching.iteration import (
-    DIVERGED_LOSS,
     Learnable,
-    SynState,
     initial_state,
     make_iteration,
 )
 from edf_jax.matching.pixel_weight import make_weight
-from edf_jax.methods import family
+from edf_jax.matching.placement import Placement
 from edf_jax.models import Network
-from edf_jax.plan import memory
+from edf_jax.plan.memory import place_iteration
 from edf_jax.runs.metrics import MetricsWriter
-from edf_jax.runtime import devices, preemption, processes, randomness
+from edf_jax.runs.statistics import Accuracies
+from edf_jax.runtime import preemption, processes, randomness
 from edf_jax.runtime.errors import Preempted, UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training import parallel
 from edf_jax.training.trained import TrainedNetwork
 
 _log = logging.getLogger(__name__)
-
-
-def start_bound(config, iteration: int) -> int:
-    """The bound that an iteration's start epochs stay below."""
-    options = config.distill
-    return family.START_BOUNDS[options.start_schedule](options, iteration)
-
-
-def choices(config, iteration: int) -> list[tuple[int, int]]:
-    """The `(expert, start epoch)` of each trajectory that an iteration matches.
-
-    Experts come in shuffled order without replacement, start epochs uniformly from those allowed.
-    All of it follows from the seed and the iteration, so a resumed run chooses the same.
-    """
-    options = config.distill
-    upper = start_bound(config, iteration)
-    chosen = []
-    for draw in range(iteration * options.trajectories, (iteration + 1) * options.trajectories):
-        turn, place = divmod(draw, config.experts.num)
-        order = randomness.host_stream(config.seed, "expert order", turn)
-        expert = int(order.permutation(config.experts.num)[place])
-        start = randomness.host_stream(config.seed, "start epoch", draw)
-        chosen.append((expert, int(start.integers(options.min_start_epoch, upper))))
-    return chosen
+# (set, iteration) -> its accuracies
+Evaluate = Callable[[DistilledSet, int], Accuracies]
 
 
 def distill(
@@ -77,9 +56,10 @@ def distill(
     initial: DistilledSet,
     store: TrajectoryStore,
     cam: TrainedNetwork | None,
-    evaluate: Callable[[DistilledSet, int], Any],
+    evaluate: Evaluate,
     metrics: MetricsWriter,
     workdir: pathlib.Path,
+    watch: Watch | None = None,
 ) -> DistilledSet:
     """Runs or continues a distillation.
 
@@ -93,6 +73,7 @@ def distill(
             at the last.
         metrics: gets a row per iteration and per evaluation.
         workdir: `checkpoints/` and `distilled/` are written here.
+        watch: called after every iteration.
 
     Returns:
         The set after the last update.
@@ -100,224 +81,168 @@ def distill(
     Raises:
         UserError: `distill.on_nan=stop`, and an iteration had no usable loss or gradient.
         Preempted: asked to stop; a checkpoint holds all until then.
+        NotLearning: `watch` says so.
     """
     options = config.distill
-    num_images = len(initial.images)
-    room = devices.local_device().memory
-    store_of_steps = memory.choose_store(config, network, num_images, room)
-    iterate = make_iteration(config, network, num_images, store=store_of_steps)
-    weigh = make_weight(config, cam) if cam is not None else None
-    key = randomness.stream(config.seed, "distill")
-    checkpoints = Checkpoints(workdir, config)
-    mesh = parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
-    state, weight, position = _begin(config, initial, checkpoints)
-    state, weight = parallel.from_first((state, weight), mesh)
-    processes.shared(
-        "a run's files", lambda: make_consistent(workdir, config, position, metrics)
-    )
-    first = position.iteration
-    pairs = _pairs(config, store, position.iteration)
-    pending: list[tuple[int, list[Pair], dict[str, jax.Array]]] = []
-    loss, fault = math.nan, None
-
-    def current(step: int) -> DistilledSet:
-        return _to_set(initial, state.values, step)
-
-    def evaluate_now(it: int) -> None:
-        now = current(it)
-        now.save(workdir / "distilled" / f"step_{it}.safetensors")
-        maps = None
-        if weigh is not None:
-            maps = np.asarray(weigh(state.values, jax.random.fold_in(key, 2 * it))[0])
-        if processes.is_first():
-            tensorboard.show_set(metrics, it, now, maps)
-        averaged = None
-        if state.average is not None:
-            averaged = dataclasses.replace(now, images=np.asarray(state.average))
-            averaged.save(workdir / "distilled" / "average.safetensors")
-        for name in _evaluate(now, averaged, it, evaluate, metrics, position):
-            now.save(workdir / "distilled" / f"{name}.safetensors")
-
-    def settle(behind: int = 0) -> None:
-        """Writes the rows of all iterations but the last `behind`."""
-        nonlocal loss, fault
-        while len(pending) > behind:
-            loss, found = _record(config, metrics, position, *pending.pop(0))
-            fault = fault or found
-
-    def stopping() -> tuple[bool, bool]:
-        return fault is not None and options.on_nan == "stop", preemption.asked()
-
-    def refuse_faults(it: int) -> None:
-        if fault is not None and options.on_nan == "stop":
-            path = workdir / "distilled" / f"step_{it}.safetensors"
-            current(it).save(path)
-            raise UserError(
-                f"{fault}; {path} holds the set after iteration {it - 1}, which is good: "
-                "--config.distill.on_nan=skip continues from it"
-            )
-
-    def save(it: int) -> None:
-        settle()
-        metrics.sync()
-        position.iteration = it
-        checkpoints.save(state, weight, position)
-
-    with Progress("distill", options.iterations, "iteration", start=first) as bar:
-        began, waited = time.monotonic(), 0.0
-        for it in range(first, options.iterations + 1):
-            last = it == options.iterations
-            if it % options.eval_every == 0 or last:
-                settle()
-                try:
-                    evaluate_now(it)
-                except Preempted:
-                    save(it)
-                    refuse_faults(it)
-                    raise
-            if last:
+    placement = place_iteration(config, network, len(initial.images))
+    iterate = make_iteration(config, network, len(initial.images), placement)
+    work = _Distillation(config, initial, store.digest, cam, metrics, workdir, placement)
+    first, last = work.position.iteration, options.iterations
+    pairs = Pairs(config, network, store, first, placement)
+    with Progress("distill", last, "iteration", start=first) as bar:
+        began = time.monotonic()
+        for it in range(first, last + 1):
+            if it % options.eval_every == 0 or it == last:
+                work.evaluate(it, evaluate)
+            if it == last:
                 break
-            if weigh is not None and it % config.cam.every == 0:
-                _, weight = weigh(state.values, jax.random.fold_in(key, 2 * it))
-            asked_at = time.monotonic()
-            used = _next_pairs(config, network, pairs, it)
-            waited += time.monotonic() - asked_at
-            starts = np.stack([pair.start for pair in used])
-            targets = np.stack([pair.target for pair in used])
-            state, report = iterate(
-                state,
-                *parallel.from_first((starts, targets), mesh),
-                weight,
-                jax.random.fold_in(key, 2 * it + 1),
-            )
-            pending.append((it, used, report))
+            work.weigh(it)
+            used, starts, targets = pairs.of_iteration(it)
+            key = jax.random.fold_in(work.key, 2 * it + 1)
+            work.state, report = iterate(work.state, starts, targets, work.weight, key)
+            work.journal.expect(it, used, report)
             if it == first:
-                loss = float(report["loss"])
+                work.journal.settle()
                 _log.info("first iteration after %.1f s", time.monotonic() - began)
-            scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
-            # One iteration behind the device, so that it never waits for the host.
-            settle(behind=0 if scheduled else 1)
-            bar.update(loss=loss, skipped=position.skipped)
-            stops, asked = processes.shared("whether to stop", stopping)
-            if scheduled or stops or asked:
-                save(it + 1)
-                # Saving settles the iteration that was still pending.
-                stops, _ = processes.shared("whether to stop after all", stopping)
-            if stops:
-                refuse_faults(it + 1)
-            if asked:
-                raise Preempted(preemption.WHY)
+            work.end_iteration(it)
+            bar.update(loss=work.journal.loss, skipped=work.position.skipped)
+            if watch is not None:
+                watch(it + 1, functools.partial(work.current, it + 1))
         took = max(time.monotonic() - began, 1e-9)
         _log.info(
             "%d iterations in %.1f s, evaluations included; %.1f%% of it waiting for snapshots",
-            options.iterations - first,
-            took,
-            100 * waited / took,
-        )
-    final = current(options.iterations)
+            last - first, took, 100 * pairs.waited / took,
+        )  # fmt: skip
+    final = dataclasses.replace(work.current(last), best=work.position.best_steps())
     final.save(workdir / "distilled" / "last.safetensors")
     return final
 
 
-def _to_set(initial: DistilledSet, values: Learnable, step: int) -> DistilledSet:
-    return dataclasses.replace(
-        initial,
-        images=np.asarray(values.images),
-        labels=np.asarray(values.labels),
-        alpha=float(values.alpha),
-        step=step,
-    )
+class _Distillation:
+    """What a distillation holds between iterations, in memory and in the run's folder.
 
-
-def _begin(
-    config, initial: DistilledSet, checkpoints: Checkpoints
-) -> tuple[SynState, jax.Array, Position]:
-    values = Learnable(
-        jnp.asarray(initial.images, jnp.float32),
-        jnp.asarray(initial.labels, jnp.float32),
-        jnp.asarray(initial.alpha, jnp.float32),
-    )
-    state = initial_state(config.distill, values)
-    weight = jnp.ones((*initial.images.shape[:3], 1), jnp.float32)
-    return checkpoints.restore(state, weight)
-
-
-def _pairs(config, store: TrajectoryStore, first: int) -> Iterator[Pair]:
-    wanted = (
-        choice
-        for iteration in range(first, config.distill.iterations)
-        for choice in choices(config, iteration)
-    )
-    return store.pairs(wanted, config.distill.expert_epochs)
-
-
-def _next_pairs(config, network: Network, pairs: Iterator[Pair], it: int) -> list[Pair]:
-    """An iteration's pairs; of processes that run together only the first has their numbers."""
-    used: list[Pair] = []
-    processes.shared("pairs", lambda: used.extend(itertools.islice(pairs, config.distill.trajectories)))
-    nothing = np.zeros(0 if used else network.num_params, np.float32)
-    return used or [Pair(*choice, nothing, nothing) for choice in choices(config, it)]
-
-
-def _record(
-    config, metrics, position: Position, it: int, used: list[Pair], report
-) -> tuple[float, str | None]:
-    """Writes one iteration's row, keeps count, and warns where the run looks wrong.
-
-    Returns:
-        The loss, and what was wrong with the iteration's numbers.
+    Attributes:
+        state: the set and the outer optimiser's momentum.
+        weight: of pixel gradients, `[n, H, W, 1]`.
+        position: where the loop is.
+        journal: the rows of iterations.
+        key: of all iterations.
     """
-    row = {name: value.item() for name, value in jax.device_get(report).items()}
-    metrics.write(
-        it,
-        "distill",
-        **row,
-        expert=used[0].expert,
-        start_epoch=used[0].start_epoch,
-        max_start_epoch=start_bound(config, it),
-    )
-    position.recent_losses.append(row["loss"])
-    position.recent_skips.append(row["skipped"])
-    position.skipped += row["skipped"]
-    fault = _fault(config, it, used, row)
-    if fault and it - position.warned_of_loss >= WINDOW:
-        _log.warning("%s; nothing moved", fault)
-        position.warned_of_loss = it
-    window_ends = (it + 1) % WINDOW == 0 or it + 1 == config.distill.iterations
-    if window_ends and sum(position.recent_skips) > len(position.recent_skips) / 2:
-        _log.warning(
-            "iteration %d: %d of the last %d iterations were skipped; median loss %.3f, "
-            "distill.threshold %.3f; see 'nearly all iterations are skipped' in docs/faq.md",
-            it, sum(position.recent_skips), len(position.recent_skips),
-            float(np.nanmedian(position.recent_losses)), config.distill.threshold,
-        )
-    was_positive, position.alpha_is_positive = position.alpha_is_positive, row["alpha"] > 0
-    if was_positive and not position.alpha_is_positive:
-        _log.warning(
-            "iteration %d: the student's rate alpha is %.3g, not positive; lower distill.lr_lr",
-            it, row["alpha"],
-        )
-    return row["loss"], fault
 
+    def __init__(self, config, initial, experts: str, cam, metrics, workdir, placement: Placement):
+        self._config, self._initial = config, initial
+        self._metrics, self._folder = metrics, workdir / "distilled"
+        self._weigh = None if cam is None else make_weight(config, cam)
+        self.key = randomness.stream(config.seed, "distill")
+        of = {"data": initial.origin.get("digest", ""), "experts": experts}
+        self._checkpoints = Checkpoints(workdir, config, of)
+        values = Learnable(
+            jnp.asarray(initial.images, jnp.float32),
+            jnp.asarray(initial.labels, jnp.float32),
+            jnp.asarray(initial.alpha, jnp.float32),
+        )
+        weight = jnp.ones((*initial.images.shape[:3], 1), jnp.float32)
+        state, weight, self.position = self._checkpoints.restore(
+            initial_state(config.distill, values), weight
+        )
+        self.state, self.weight = parallel.from_first((state, weight), placement.mesh())
+        self.journal = Journal(config, metrics, self.position)
+        processes.shared(
+            "a run's files", lambda: make_consistent(workdir, config, self.position, metrics)
+        )
 
-def _fault(config, it: int, used: list[Pair], row: dict[str, Any]) -> str | None:
-    """What keeps an iteration's numbers from being used, and where they come from."""
-    threshold = config.distill.threshold
-    diverged = not row["loss"] <= DIVERGED_LOSS
-    if not diverged and (not row["skipped"] or 0 < threshold < row["loss"]):
-        return None
-    what = "a gradient or step isn't finite"
-    if diverged:
-        what = f"the matching loss is {row['loss']:.4g}"
-    where = "; ".join(f"expert {pair.expert}, start epoch {pair.start_epoch}" for pair in used)
-    return f"iteration {it}: {what} ({where})"
+    def current(self, step: int) -> DistilledSet:
+        values = self.state.values
+        return dataclasses.replace(
+            self._initial,
+            images=np.asarray(values.images),
+            labels=np.asarray(values.labels),
+            alpha=float(values.alpha),
+            step=step,
+        )
+
+    def weigh(self, it: int) -> None:
+        """Takes the activation maps anew where it is time."""
+        if self._weigh is not None and it % self._config.cam.every == 0:
+            _, self.weight = self._weigh(self.state.values, jax.random.fold_in(self.key, 2 * it))
+
+    def evaluate(self, it: int, evaluate: Evaluate) -> None:
+        """Evaluates the set before iteration `it`, keeps it, and keeps it as the best if it is.
+
+        Raises:
+            UserError, Preempted: as `distill`; what is done is saved.
+        """
+        self.journal.settle()
+        try:
+            now = self.current(it)
+            now.save(self._folder / f"step_{it}.safetensors")
+            self._show(it, now)
+            averaged = None
+            if self.state.average is not None:
+                averaged = dataclasses.replace(now, images=np.asarray(self.state.average))
+                averaged.save(self._folder / "average.safetensors")
+            for name in _evaluate(now, averaged, it, evaluate, self._metrics, self.position):
+                now.save(self._folder / f"{name}.safetensors")
+        except Preempted:
+            self._save(it)
+            self._refuse_fault(it)
+            raise
+
+    def _show(self, it: int, now: DistilledSet) -> None:
+        maps = None
+        if self._weigh is not None:
+            key = jax.random.fold_in(self.key, 2 * it)
+            maps = np.asarray(self._weigh(self.state.values, key)[0])
+        if processes.is_first():
+            tensorboard.show_set(self._metrics, it, now, maps)
+
+    def end_iteration(self, it: int) -> None:
+        """Writes rows, and the state where it is time or the run has to stop.
+
+        Raises:
+            UserError, Preempted: as `distill`; what is done is saved.
+        """
+        options = self._config.distill
+        scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
+        # One iteration behind the device, so that it never waits for the host.
+        self.journal.settle(behind=0 if scheduled else 1)
+        stops, asked = processes.shared("whether to stop", self._stopping)
+        if scheduled or stops or asked:
+            self._save(it + 1)
+            # Saving settles the iteration that was still pending.
+            stops, _ = processes.shared("whether to stop after all", self._stopping)
+        if stops:
+            self._refuse_fault(it + 1)
+        if asked:
+            preemption.stop()
+
+    def _stopping(self) -> tuple[bool, bool]:
+        return self._stops_for_fault(), preemption.asked()
+
+    def _stops_for_fault(self) -> bool:
+        return self.journal.fault is not None and self._config.distill.on_nan == "stop"
+
+    def _save(self, it: int) -> None:
+        self.journal.settle()
+        self._metrics.sync()
+        self.position.iteration = it
+        self._checkpoints.save(self.state, self.weight, self.position)
+
+    def _refuse_fault(self, it: int) -> None:
+        if self._stops_for_fault():
+            path = self._folder / f"step_{it}.safetensors"
+            self.current(it).save(path)
+            raise UserError(
+                f"{self.journal.fault}; {path} holds the set after iteration {it - 1}, which is "
+                "good: --config.distill.on_nan=skip continues from it"
+            )
 
 
 def _evaluate(
     now: DistilledSet,
     averaged: DistilledSet | None,
     it: int,
-    evaluate,
+    evaluate: Evaluate,
     metrics: MetricsWriter,
     position: Position,
 ) -> list[str]:

@@ -12,25 +12,26 @@ import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
-from edf_jax.data import Dataset
+from edf_jax.data import Dataset, DatasetInfo
 from edf_jax.distill.cam_network import choose_cam_network
 from edf_jax.distill.initial_set import initialise
 from edf_jax.distill.loop import Learnable, distill, make_weight
+from edf_jax.distill.watch import Watch
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import network_for
+from edf_jax.runs.diagnosis import Finding
 from edf_jax.runs.files import activation_maps_are_there, save_activation_maps
 from edf_jax.runs.folder import check_same
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.statistics import Accuracies
-from edf_jax.runtime import processes, randomness
-from edf_jax.runtime.errors import UserError
+from edf_jax.runtime import processes, randomness, storage
 from edf_jax.training.trained import TrainedNetwork
 
 _log = logging.getLogger(__name__)
 
 
-def distil(
+def distill_run(
     config,
     dataset: Dataset,
     store: TrajectoryStore,
@@ -38,25 +39,31 @@ def distil(
     workdir: pathlib.Path,
     teacher: Callable[[], TrainedNetwork],
     evaluate: Callable[[DistilledSet, int], Accuracies],
+    mendable: Callable[[Finding], bool] = lambda finding: False,
 ) -> DistilledSet:
     """Initialises and distils, or continues; returns the last set.
 
     `teacher` is called where `cam.network` is `trained`, `evaluate` during the distillation.
+    `mendable` says whether the run may start again with another number.
+
+    Raises:
+        NotLearning: it is to start again (`forget`).
     """
-    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir))
+    info = dataset.info
+    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir, info))
     network = network_for(config, dataset.info)
+    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir, info))
+    if start is None:
+        made = initialise(config, dataset, network, store)
+        start = distilled_set.shared("a new set", lambda: made) or made
+        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
+        start.save(workdir / "distilled" / "step_0.safetensors")
     if finished is not None:
         images = finished.images
         if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
         return finished
-    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir))
-    if start is None:
-        made = initialise(config, dataset, network, store)
-        start = distilled_set.shared("a new set", lambda: made) or made
-        # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
-        start.save(workdir / "distilled" / "step_0.safetensors")
     cam = choose_cam_network(config, dataset, network, store, teacher)
     weighed = config.distill.pixel_weight == "dae"
     last = distill(
@@ -68,9 +75,15 @@ def distil(
         evaluate,
         metrics,
         workdir,
+        Watch(config, metrics, evaluate, mendable),
     )
     _save_maps(config, cam, last, workdir)
     return last
+
+
+def forget(workdir: pathlib.Path) -> None:
+    """Takes back a distillation; rows and figures are when it starts again."""
+    storage.remove(workdir / "checkpoints")
 
 
 def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:
@@ -82,35 +95,57 @@ def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib
     save_activation_maps(workdir, *arrays, network=cam.name)
 
 
-def _first_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+def _first_set(config, workdir: pathlib.Path, info: DatasetInfo) -> DistilledSet | None:
     """The set that an earlier sitting started from; None where it has to be made."""
-    path = workdir / "distilled" / "step_0.safetensors"
     if not (workdir / "checkpoints").exists():
         return None
     try:
-        return dataclasses.replace(distilled_set.load(path), config=flatten(config))
-    except UserError as error:
+        found = _own_set(workdir, "step_0", info)
+        return dataclasses.replace(found, config=flatten(config), origin=info.identity)
+    except storage.DamagedFile as error:
         _log.warning("%s: made again", error)
         return None
 
 
-def _finished_set(config, workdir: pathlib.Path) -> DistilledSet | None:
+def _finished_set(config, workdir: pathlib.Path, info: DatasetInfo) -> DistilledSet | None:
     """The last set of a finished distillation; None where there is more to do.
 
     Raises:
         UserError: it was made with another config.
     """
-    folder = workdir / "distilled"
-    if not (folder / "last.safetensors").exists():
+    if not (workdir / "distilled" / "last.safetensors").exists():
         return None
     try:
-        last = distilled_set.load(folder / "last.safetensors")
-        best = [distilled_set.load(folder / "best_on_test.safetensors")]
+        last = _own_set(workdir, "last", info)
+        check_same(workdir / "distilled", last.config, config)
+        if last.step != config.distill.iterations:
+            return None
+        steps: dict[str, int | None] = {"best_on_test": last.best.get("best_on_test")}
         if config.data.held_out:
-            best.append(distilled_set.load(folder / "best_on_held_out.safetensors"))
-    except UserError as error:
+            steps["best_on_held_out"] = last.best.get("best_on_held_out")
+        if config.distill.average:
+            steps["average"] = last.step
+        for name, step in steps.items():
+            found = _own_set(workdir, name, info, step)
+            check_same(workdir / "distilled", found.config, config)
+        return last
+    except storage.DamagedFile as error:
         _log.warning("%s: made again from the last checkpoint", error)
         return None
-    for found in (last, *best):
-        check_same(folder, found.config, config)
-    return last if last.step == config.distill.iterations else None
+
+
+def _own_set(
+    workdir: pathlib.Path, name: str, info: DatasetInfo, step: int | None = None
+) -> DistilledSet:
+    """A set in a run's folder, of these data and, where it is known, of this step.
+
+    Raises:
+        DamagedFile: it is missing, damaged or another.
+        UserError: it is another run's.
+    """
+    path = workdir / "distilled" / f"{name}.safetensors"
+    found = distilled_set.load(path)
+    place = {"step": found.step, "data": found.origin.get("digest", info.fingerprint)}
+    wanted = {"step": found.step if step is None else step, "data": info.fingerprint}
+    storage.check_place(path, place, wanted)
+    return found

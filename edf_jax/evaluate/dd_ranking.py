@@ -20,15 +20,15 @@ from typing import NamedTuple
 EQUAL = 0.5
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """A mean of several networks and its deviation, in percent."""
 
     mean: float
     std: float = 0.0
 
-    def minus(self, other: Measured) -> Measured:
+    def minus(self, other: Estimate) -> Estimate:
         """The difference of independent measurements."""
-        return Measured(self.mean - other.mean, math.hypot(self.std, other.std))
+        return Estimate(self.mean - other.mean, math.hypot(self.std, other.std))
 
 
 class Score(NamedTuple):
@@ -43,8 +43,8 @@ class Score(NamedTuple):
 
     value: float
     std: float
-    first: Measured
-    second: Measured
+    first: Estimate
+    second: Estimate
 
 
 def normalise(alpha: float) -> float:
@@ -53,10 +53,10 @@ def normalise(alpha: float) -> float:
 
 
 def label_robust(
-    real_hard: Measured,
-    distilled_hard: Measured,
-    distilled: Measured,
-    random: Measured,
+    real_hard: Estimate,
+    distilled_hard: Estimate,
+    distilled: Estimate,
+    random: Estimate,
     *,
     weight: float = EQUAL,
 ) -> Score:
@@ -77,10 +77,10 @@ def label_robust(
 
 
 def augmentation_robust(
-    distilled: Measured,
-    random: Measured,
-    distilled_plain: Measured,
-    random_plain: Measured,
+    distilled: Estimate,
+    random: Estimate,
+    distilled_plain: Estimate,
+    random_plain: Estimate,
     *,
     weight: float = EQUAL,
 ) -> Score:
@@ -100,6 +100,6 @@ def augmentation_robust(
     return _score(beta, std, augmented, plain)
 
 
-def _score(alpha: float, std: float, first: Measured, second: Measured) -> Score:
+def _score(alpha: float, std: float, first: Estimate, second: Estimate) -> Score:
     slope = 100 * math.exp(alpha / 100) / (math.e - math.exp(-1))
     return Score(normalise(alpha / 100), slope * std / 100, first, second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,33 @@ _EPOCHS_PER_CALL = 50
 OnEpochs = Callable[[int, float], None]
 
 
-class Trials:
-    """Trains networks from scratch on sets of one shape; compiles once for all of them.
+class RealTestData(NamedTuple):
+    """Real test images, and how networks take them.
 
     Attributes:
+        images: `[N, H, W, C]` as stored.
+        labels: `[N]`.
+        prepare: from stored images to inputs.
+    """
+
+    images: streaming.Images
+    labels: jax.Array
+    prepare: Prepare
+
+
+class FromScratch:
+    """Trains networks from scratch on sets of one shape; compiles once for all of them.
+
+    Args:
         network: the architecture.
-        total: how many epochs each trains.
+        make_recipe: of `context`, as the compiled program sees it.
+        make_epochs: of the rate; the schedule of a training.
+        total: how many epochs that has.
+        test: what they are tested on.
+        context: arrays that the recipe computes with.
+        view: as in `training.train_epochs`.
+        checks: zero-based epochs after which the networks are tested, the last among them; a
+            network's accuracy is then the best of them. Empty is after the last alone.
     """
 
     def __init__(
@@ -45,38 +66,21 @@ class Trials:
         make_recipe: Callable[[Any], Recipe],
         make_epochs: Callable[[jax.Array], Epochs],
         total: int,
-        test_images: streaming.Images,
-        test_labels: jax.Array,
-        prepare: Prepare,
+        test: RealTestData,
         *,
         context: Any = None,
         view: View | None = None,
         checks: Sequence[int] = (),
     ):
-        """Prepares the programs.
-
-        Args:
-            network: the architecture.
-            make_recipe: of `context`, as the compiled program sees it.
-            make_epochs: of the rate; the schedule of a training.
-            total: how many epochs that has.
-            test_images: `[N, H, W, C]` as stored.
-            test_labels: `[N]`.
-            prepare: from stored test images to inputs.
-            context: arrays that the recipe computes with.
-            view: as in `training.train_epochs`.
-            checks: zero-based epochs after which the networks are tested, the last among them;
-                a network's accuracy is then the best of them. Empty is after the last alone.
-        """
         self.network = network
         self.total = total
         self._make_recipe, self._make_epochs = make_recipe, make_epochs
-        self._test = (test_images, test_labels)
+        self._test = test
         self._context = context
         self._view = view
         self._checks = tuple(checks)
         self._train = jax.jit(self._train_stretch)
-        self._accuracy = streaming.make_accuracy(network, prepare)
+        self._accuracy = streaming.make_accuracy(network, test.prepare)
         self._initial = jax.jit(self._initial_states)
 
     def _initial_states(self, keys, context):
@@ -172,6 +176,6 @@ class Trials:
     ) -> Accuracies:
         """Accuracies of trained networks, on the test images unless others are given."""
         if images is None or labels is None:
-            images, labels = self._test
+            images, labels, _ = self._test
         right = np.asarray(self._accuracy(states, images, labels)) * 100
         return Accuracies(tuple(float(x) for x in right), len(labels))

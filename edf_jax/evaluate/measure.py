@@ -1,4 +1,4 @@
-"""One dataset and one config, on which any labelled images are evaluated by any protocol."""
+"""One dataset and one config, on which any labelled images are measured by any protocol."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.config.resolve import baseline_rates, flatten
 from edf_jax.data import Dataset
+from edf_jax.distilled_set import LabelledImages
 from edf_jax.evaluate import protocols, stored_labels
-from edf_jax.evaluate.from_scratch import OnEpochs, Trials
-from edf_jax.evaluate.labelled_images import Subject
-from edf_jax.evaluate.plain import Evaluator
-from edf_jax.evaluate.real_baselines import RealImages, RealNetworks
+from edf_jax.evaluate.from_scratch import FromScratch, OnEpochs, RealTestData
+from edf_jax.evaluate.measured import Measured
+from edf_jax.evaluate.plain import plain_evaluator
+from edf_jax.evaluate.real_baselines import Networks, RealImages
+from edf_jax.evaluate.teacher import get_teacher
 from edf_jax.models import Network, open_options
-from edf_jax.models.choose import MATCHED, find_network
+from edf_jax.models.choose import MATCHED, network_for
 from edf_jax.runtime import processes, randomness, storage
 from edf_jax.runtime.errors import UserError
-from edf_jax.training.streaming import Images, place
+from edf_jax.runtime.progress import Progress
+from edf_jax.training.streaming import place
 from edf_jax.training.trained import TrainedNetwork
 
 _log = logging.getLogger(__name__)
@@ -42,26 +44,59 @@ _PLAIN_KEYS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """One measurement.
+class Measurement:
+    """Networks to be trained on labelled images and tested.
 
     Attributes:
-        subject: the images.
-        network: a name, `networks.MATCHED` for the distilling one.
+        images: what they are trained on.
+        network: a name, `MATCHED` for the distilling one.
         protocol: `plain`, `rded` or `sre2l`.
         augmented: False trains on the images as they are.
         keep_labels: whether the table of the SRe2L protocol is kept as a file.
     """
 
-    subject: Subject
+    images: LabelledImages
     network: str = MATCHED
     protocol: str = "plain"
     augmented: bool = True
     keep_labels: bool = False
 
 
-class Bench:
-    """Makes trials and their programs; each program is compiled once."""
+def test_data(config, dataset: Dataset) -> RealTestData:
+    """A dataset's test images, where the config wants them."""
+    test, normalisation = dataset.test, dataset.info.normalisation
+    images, prepare = place(test.images, normalisation, config.data.on_device)
+    return RealTestData(images, jnp.asarray(test.labels), prepare)
+
+
+def make_evaluator(
+    config, network: Network, test: RealTestData, *, epochs: int, augmented: bool = True
+) -> FromScratch:
+    """The plain protocol with a config's settings."""
+    options = config.evaluate
+    return plain_evaluator(
+        network,
+        test,
+        epochs=epochs,
+        batch=options.batch,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        strategy=config.augment.strategy if augmented else "none",
+        crop_ratio=config.augment.crop_ratio,
+    )
+
+
+class Evaluation:
+    """Makes measurements; each program is compiled once, each figure kept as soon as it is there.
+
+    Args:
+        config: resolved.
+        dataset: the real images.
+        workdir: figures are kept in its `evaluation.json`, stored soft labels in its `fkd/`.
+        teacher: called when a measurement first needs the teacher; `get_teacher` where None.
+        networks: what baselines' features and soft labels are from; the teacher where None.
+        provenance: command, versions and hardware, kept beside every figure.
+    """
 
     def __init__(
         self,
@@ -69,31 +104,23 @@ class Bench:
         dataset: Dataset,
         workdir: pathlib.Path,
         *,
-        get_teacher: Callable[[], TrainedNetwork],
-        real_networks: RealNetworks | None = None,
+        teacher: Callable[[], TrainedNetwork] | None = None,
+        networks: Networks | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ):
-        """Prepares the bench.
-
-        Args:
-            config: resolved.
-            dataset: the real images.
-            workdir: stored soft labels are kept in `fkd/` here.
-            get_teacher: called when a trial first needs the teacher.
-            real_networks: what baselines' features and soft labels are from; the teacher where
-                None.
-        """
         self.config, self.dataset = config, dataset
+        self.measured = Measured(
+            workdir / "evaluation.json", {"seed": config.seed, **(provenance or {})}
+        )
         self._folder = workdir / "fkd"
-        self._get_teacher = functools.cache(get_teacher)
-        self._real_images = RealImages(
-            config, dataset, lambda: real_networks or _of_teacher(self.teacher)
+        self._get_teacher = functools.cache(
+            teacher or functools.partial(get_teacher, config, dataset, workdir)
         )
-        self._evaluators: dict[tuple, Trials] = {}
-        self._baselines: dict[tuple[str, int], Subject] = {}
-        self._test, self._prepare = place(
-            dataset.test.images, dataset.info.normalisation, config.data.on_device
-        )
-        self._test_labels = jnp.asarray(dataset.test.labels)
+        real = RealImages(config, dataset, networks or (lambda: [self.teacher]))
+        # (name of `coresets.BASELINES`, images per class) -> real images
+        self.baseline = functools.cache(real.choose)
+        self._evaluators: dict[tuple, FromScratch] = {}
+        self._test = test_data(config, dataset)
 
     @property
     def teacher(self) -> TrainedNetwork:
@@ -101,11 +128,38 @@ class Bench:
         return self._get_teacher()
 
     def network(self, name: str, protocol: str = "plain") -> Network:
-        """The architecture that a trial trains; RDED's has batch norm where it can choose."""
+        """The architecture that is trained; RDED's has batch norm where it can choose."""
         width = 0 if name == MATCHED else self.config.evaluate.width
-        return find_network(
+        return network_for(
             self.config, self.dataset.info, name, width=width, batch_norm=protocol == "rded"
         )
+
+    def measure(
+        self, measurements: Sequence[Measurement], *, title: str = "evaluate"
+    ) -> list[dict[str, Any]]:
+        """The figures of each, measured now where they aren't known.
+
+        Returns:
+            Each with its network's name, its protocol and what the images are.
+        """
+        identities = [self.identity(one) for one in measurements]
+        left = {
+            storage.digest_of_record(identity): self.epochs(one)
+            for one, identity in zip(measurements, identities)
+            if self.measured.find(identity) is None
+        }
+        rows = []
+        with Progress(title, sum(left.values()), "epoch") as bar:
+
+            def on_epochs(count: int, loss: float) -> None:
+                bar.update(count, loss=loss)
+
+            for one, identity in zip(measurements, identities):
+                make = functools.partial(self.run, one, on_epochs)
+                row = {"network": self.label(one.network), "protocol": one.protocol}
+                note = {"note": one.images.note} if one.images.note else {}
+                rows.append({**row, **note, **self.measured.need(identity, make)})
+        return rows
 
     def label(self, name: str) -> str:
         """What a network is called in results."""
@@ -117,112 +171,101 @@ class Bench:
             return f"{name} (width {width})"
         return f"{name} (its own width)" if name == own else name
 
-    def evaluator(self, trial: Trial) -> Trials:
-        """The programs of a trial's network and protocol."""
-        batch = self._batch(trial)
+    def evaluator(self, one: Measurement) -> FromScratch:
+        """The programs of a measurement's network and protocol."""
+        batch = self._batch(one)
         # A table says all that differs without augmentation.
-        augmented = trial.augmented or trial.protocol == "sre2l"
-        key = (trial.network, trial.protocol, augmented, batch)
+        augmented = one.augmented or one.protocol == "sre2l"
+        key = (one.network, one.protocol, augmented, batch)
         if key not in self._evaluators:
-            self._evaluators[key] = self._make_evaluator(trial, batch)
+            self._evaluators[key] = self._make_evaluator(one, batch)
         return self._evaluators[key]
 
-    def _make_evaluator(self, trial: Trial, batch: int) -> Trials:
-        config, options = self.config, self.config.evaluate
-        network = self.network(trial.network, trial.protocol)
-        test = (self._test, self._test_labels, self._prepare)
-        if trial.protocol == "rded":
-            return protocols.RdedEvaluator(
+    def _make_evaluator(self, one: Measurement, batch: int) -> FromScratch:
+        network, options = self.network(one.network, one.protocol), self.config.evaluate
+        sizes = {"epochs": options.kd_epochs, "batch": batch}
+        if one.protocol == "rded":
+            return protocols.rded_evaluator(
                 network,
                 self.teacher,
-                *test,
-                epochs=options.kd_epochs,
-                batch=batch,
-                augmented=trial.augmented,
+                self._test,
+                augmented=one.augmented,
                 bn_updates=options.bn_updates,
+                **sizes,
             )
-        if trial.protocol == "sre2l":
-            return protocols.Sre2lEvaluator(
-                network, *test, epochs=options.kd_epochs, batch=batch
-            )
-        return Evaluator(
-            network,
-            *test,
-            epochs=options.epochs,
-            batch=batch,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            strategy=config.augment.strategy if trial.augmented else "none",
-            crop_ratio=config.augment.crop_ratio,
+        if one.protocol == "sre2l":
+            return protocols.sre2l_evaluator(network, self._test, **sizes)
+        return make_evaluator(
+            self.config, network, self._test, epochs=options.epochs, augmented=one.augmented
         )
 
-    def _batch(self, trial: Trial) -> int:
-        options, count = self.config.evaluate, len(trial.subject.images)
-        if trial.protocol == "plain":
+    def _batch(self, one: Measurement) -> int:
+        options, count = self.config.evaluate, len(one.images.images)
+        if one.protocol == "plain":
             return options.batch
         num_classes = self.dataset.info.num_classes
         own = protocols.SRE2L_BATCH
-        if trial.protocol == "rded":
+        if one.protocol == "rded":
             own = protocols.rded_batch(
                 count // num_classes,
                 num_classes,
                 self.dataset.info.name,
-                cifar100_convnets=self._cifar100_convnets(trial),
+                cifar100_convnets=self._cifar100_convnets(one),
             )
         return min(options.kd_batch or own, count)
 
-    def _cifar100_convnets(self, trial: Trial) -> bool:
+    def _cifar100_convnets(self, one: Measurement) -> bool:
         """Whether it is the one case to which RDED's code gives a batch size and a rate."""
-        if trial.protocol != "rded" or self.dataset.info.name != "cifar100":
+        if one.protocol != "rded" or self.dataset.info.name != "cifar100":
             return False
-        both = self.network(trial.network, trial.protocol), self.teacher.network
+        both = self.network(one.network, one.protocol), self.teacher.network
         return all(network.name.startswith("ConvNet") for network in both)
 
-    def epochs(self, trial: Trial) -> int:
-        """How many epochs a trial trains, the search for a rate included."""
+    def epochs(self, one: Measurement) -> int:
+        """How many epochs a measurement trains, the search for a rate included."""
         options = self.config.evaluate
-        if trial.protocol != "plain":
+        if one.protocol != "plain":
             return options.kd_epochs
-        return (options.epochs + 1) * (1 + (self._known_rate(trial) is None))
+        return (options.epochs + 1) * (1 + (self._known_rate(one) is None))
 
-    def identity(self, trial: Trial) -> dict[str, Any]:
-        """Everything that decides a trial's figures."""
+    def identity(self, one: Measurement) -> dict[str, Any]:
+        """Everything that decides a measurement's figures."""
         flat = flatten(self.config)
         options = self.config.evaluate
         identity: dict[str, Any] = {
-            "subject": trial.subject.digest,
+            "subject": one.images.digest,
             "dataset": self.dataset.info.fingerprint,
-            "network": trial.network,
-            "params": self.network(trial.network, trial.protocol).num_params,
-            "protocol": trial.protocol,
-            "augmented": trial.augmented,
-            "batch": self._batch(trial),
+            "network": one.network,
+            "params": self.network(one.network, one.protocol).num_params,
+            "protocol": one.protocol,
+            "augmented": one.augmented,
+            "batch": self._batch(one),
             "num": options.num,
             "seed": self.config.seed,
             "precision": self.config.precision,
         }
-        if trial.network == MATCHED:
+        if one.network == MATCHED:
             identity |= {name: value for name, value in flat.items() if name.startswith("model.")}
-        if trial.protocol == "plain":
+        if one.protocol == "plain":
             identity |= {name: flat[name] for name in _PLAIN_KEYS}
-            known = self._known_rate(trial)
+            known = self._known_rate(one)
             identity["rate"] = options.baseline_rates if known is None else known
         else:
             identity |= {"epochs": options.kd_epochs, "teacher": self.teacher.digest}
-        if trial.protocol == "rded" and options.bn_updates != 1:
+        if one.protocol == "rded" and options.bn_updates != 1:
             identity["bn_updates"] = options.bn_updates
         return identity
 
-    def _known_rate(self, trial: Trial) -> float | None:
-        """The rate of a plain trial that needs no search: the learned one, or the only one.
+    def _known_rate(self, one: Measurement) -> float | None:
+        """The rate of a plain measurement that needs no search: the learned one, or the only one.
 
         A learned rate fits the network it was learned with, and the labels.
         """
         rates = baseline_rates(self.config.evaluate.baseline_rates)
-        policy, alpha = self.config.evaluate.rate, trial.subject.alpha
+        policy, alpha = self.config.evaluate.rate, one.images.alpha
         if alpha is not None and policy != "search":
-            own = trial.subject.config
-            matched = trial.network == MATCHED and all(
+            own = one.images.config
+            matched = one.network == MATCHED and all(
                 own.get(name, value) == value
                 for name, value in flatten(self.config).items()
                 if name.startswith("model.") and name != "model.convolution"
@@ -231,155 +274,118 @@ class Bench:
                 return alpha
         return rates[0] if len(rates) == 1 else None
 
-    def run(self, trial: Trial, on_epochs: OnEpochs | None = None) -> dict[str, Any]:
-        """A trial's figures: accuracies, the rate and where it is from."""
-        evaluator = self.evaluator(trial)
-        seed, subject = self.config.seed, trial.subject
-        targets: Any = subject.labels
+    def run(self, one: Measurement, on_epochs: OnEpochs | None = None) -> dict[str, Any]:
+        """A measurement's figures: accuracies, the rate and where it is from."""
+        evaluator = self.evaluator(one)
+        images = one.images.images
+        targets: Any = one.images.labels
         extra: dict[str, Any] = {}
-        if trial.protocol == "plain":
-            rate, how = self._rate(trial, evaluator, on_epochs)
+        if one.protocol == "plain":
+            rate, how = self._rate(one, evaluator, on_epochs)
         else:
-            special = self._cifar100_convnets(trial)
+            special = self._cifar100_convnets(one)
             rate = protocols.rate_of(evaluator.network, cifar100_convnets=special)
             how = "the protocol's"
-        if trial.protocol == "rded":
-            targets = np.zeros(len(subject.images), np.int32)
+        if one.protocol == "rded":
+            targets = np.zeros(len(images), np.int32)
             checks = ", ".join(str(e + 1) for e in protocols.rded_checks(evaluator.total))
             extra["chosen"] = f"the best on test images after epochs {checks}"
-        elif trial.protocol == "sre2l":
-            targets, sizes = self._table(trial)
+        elif one.protocol == "sre2l":
+            targets, sizes = self._table(one)
             extra |= sizes
-        key = randomness.stream(seed, "evaluation")
-        accuracies = evaluator(
-            subject.images,
-            targets,
-            rate,
-            key,
-            num=self.config.evaluate.num,
-            on_epochs=on_epochs,
-        )
+        key = randomness.stream(self.config.seed, "evaluation")
+        num = self.config.evaluate.num
+        accuracies = evaluator(images, targets, rate, key, num=num, on_epochs=on_epochs)
         return {**accuracies.figures(), "rate": float(rate), "rate_from": how, **extra}
 
     def _rate(
-        self, trial: Trial, evaluator: Trials, on_epochs: OnEpochs | None
+        self, one: Measurement, evaluator: FromScratch, on_epochs: OnEpochs | None
     ) -> tuple[float, str]:
-        known = self._known_rate(trial)
+        """A plain measurement's rate and where it is from.
+
+        Where it isn't known, one network is trained with each of `evaluate.baseline_rates`, and
+        that of the best on real training images wins; never on test images.
+        """
+        known = self._known_rate(one)
         if known is not None:
-            return known, "learned" if known == trial.subject.alpha else "given"
+            return known, "learned" if known == one.images.alpha else "given"
         rates = baseline_rates(self.config.evaluate.baseline_rates)
-        held_out = self.held_out(trial.subject)
+        held_out = self.held_out(one.images)
         if not len(held_out):
             return rates[0], "the first, since no training images are left to choose on"
         train = self.dataset.train
         images, _ = place(train.images[held_out], self.dataset.info.normalisation, "yes")
-        rate = search_rate(
-            evaluator,
-            trial.subject,
-            rates,
-            randomness.stream(self.config.seed, "random baseline"),
-            images,
-            jnp.asarray(train.labels[held_out]),
-            on_epochs,
+        key = randomness.stream(self.config.seed, "random baseline")
+        states = evaluator.train(
+            jnp.asarray(one.images.images),
+            one.images.labels,
+            jnp.asarray(rates),
+            key,
+            on_epochs=on_epochs,
         )
-        return rate, f"best of {len(rates)} on {len(held_out)} held-out training images"
+        right = evaluator.test(states, images, jnp.asarray(train.labels[held_out]))
+        best = rates[int(np.argmax(right.values))]
+        return best, f"best of {len(rates)} on {len(held_out)} held-out training images"
 
-    def held_out(self, subject: Subject) -> np.ndarray:
-        """Positions of training images that a rate is chosen on; none is in the subject."""
+    def held_out(self, images: LabelledImages) -> np.ndarray:
+        """Positions of training images that a rate is chosen on; none is among the images."""
         everything = np.arange(len(self.dataset.train.labels))
-        rest = np.setdiff1d(everything, [] if subject.positions is None else subject.positions)
+        rest = np.setdiff1d(everything, [] if images.positions is None else images.positions)
         rng = randomness.host_stream(self.config.seed, "held-out images")
         return np.sort(rng.permutation(rest)[:_MOST_HELD_OUT])
 
-    def _table(self, trial: Trial) -> tuple[stored_labels.Table, dict[str, Any]]:
+    def _table(self, one: Measurement) -> tuple[stored_labels.Table, dict[str, Any]]:
         """What students of the SRe2L protocol see, and its size beside the images'."""
-        options, subject, teacher = self.config.evaluate, trial.subject, self.teacher
+        options, images, teacher = self.config.evaluate, one.images, self.teacher
         details = {
-            "subject": subject.digest,
+            "subject": images.digest,
             "teacher": teacher.digest,
             "teacher_name": teacher.name,
             "epochs": options.kd_epochs,
-            "batch": self._batch(trial),
-            "image_shape": list(subject.images.shape[1:]),
+            "batch": self._batch(one),
+            "image_shape": list(images.images.shape[1:]),
             "temperature": protocols.TEMPERATURE,
-            "augmented": trial.augmented,
+            "augmented": one.augmented,
             "seed": self.config.seed,
         }
         path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
-        kept = _kept_table(path)
+        kept = _kept_table(path, details)
         if kept is not None:
-            return kept, _sizes(kept, subject, path)
+            return kept, _sizes(kept, images, path)
         table = protocols.make_table(
             randomness.stream(self.config.seed, "stored soft labels"),
-            subject.images,
+            images.images,
             teacher,
             epochs=options.kd_epochs,
-            batch=self._batch(trial),
-            augmented=trial.augmented,
+            batch=self._batch(one),
+            augmented=one.augmented,
         )
-        if trial.keep_labels:
+        if one.keep_labels:
             stored_labels.save(path, table, details)
-        return table, _sizes(table, subject, path if trial.keep_labels else None)
-
-    def baseline(self, name: str, ipc: int) -> Subject:
-        """Real images that a distilled set is held against.
-
-        Args:
-            name: `random`, `herding`, `k_centre`, or `real_soft`: the random ones with soft labels.
-            ipc: images per class.
-        """
-        if (name, ipc) not in self._baselines:
-            self._baselines[name, ipc] = self._real_images.choose(name, ipc)
-        return self._baselines[name, ipc]
+        return table, _sizes(table, images, path if one.keep_labels else None)
 
 
-def search_rate(
-    evaluator: Trials,
-    subject: Subject,
-    rates: Sequence[float],
-    key: jax.Array,
-    images: Images,
-    labels: jax.Array,
-    on_epochs: OnEpochs | None = None,
-) -> float:
-    """The rate whose network is best on held-out images; one network is trained with each.
-
-    Args:
-        evaluator: the recipe.
-        subject: what is trained on.
-        rates: to choose from.
-        key: for initialisation and training.
-        images: `[m, H, W, C]` as stored, held-out real training images; never test images.
-        labels: `[m]`.
-        on_epochs: as in `Trials.train`.
-    """
-    states = evaluator.train(
-        jnp.asarray(subject.images), subject.labels, jnp.asarray(rates), key, on_epochs=on_epochs
-    )
-    right = evaluator.test(states, images, labels)
-    return rates[int(np.argmax(right.values))]
-
-
-def images_per_class(subject: Subject) -> int:
+def images_per_class(images: LabelledImages) -> int:
     """How many images a class has, on average rounded down.
 
     Raises:
         UserError: less than one.
     """
-    ipc = len(subject.images) // subject.labels.shape[1]
-    if ipc < 1:
+    count, num_classes = images.labels.shape
+    if count < num_classes:
         raise UserError(
-            f"{subject.note}: {len(subject.images)} images for {subject.labels.shape[1]} classes; "
-            "a comparison with real images needs one a class"
+            f"{images.note}: {count} images for {num_classes} classes; a comparison with real "
+            "images needs one a class"
         )
-    return ipc
+    return count // num_classes
 
 
-def _kept_table(path: pathlib.Path) -> stored_labels.Table | None:
+def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.Table | None:
     def read() -> tuple[bool, dict[str, np.ndarray]]:
         if path.exists():
             try:
-                table, _ = stored_labels.load(path)
+                table, details = stored_labels.load(path)
+                storage.check_place(path, details, wanted)
                 return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
             except storage.DamagedFile as error:
                 _log.warning("%s: made again", error)
@@ -389,12 +395,6 @@ def _kept_table(path: pathlib.Path) -> stored_labels.Table | None:
     return stored_labels.Table(**{k: jnp.asarray(v) for k, v in arrays.items()}) if there else None
 
 
-def _of_teacher(teacher: TrainedNetwork) -> RealNetworks:
-    return RealNetworks(
-        teacher.network, lambda _: teacher.arrays, 1, teacher.name, teacher.class_indices
-    )
-
-
-def _sizes(table: stored_labels.Table, subject: Subject, path: pathlib.Path | None) -> dict[str, Any]:
-    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": subject.images.nbytes}
+def _sizes(table, images: LabelledImages, path: pathlib.Path | None) -> dict[str, Any]:
+    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": images.images.nbytes}
     return sizes if path is None else {**sizes, "soft_label_file": str(path)}

@@ -11,16 +11,15 @@ from typing import Any
 from edf_jax.runtime import processes, storage
 
 
-class Ledger:
-    """Measurements by identity, so that none is made twice and none is mistaken for another."""
+class Measured:
+    """Figures by identity, so that none is measured twice and none is mistaken for another.
+
+    Args:
+        path: a JSON file; made when the first figure is kept.
+        provenance: command, seed, versions and hardware, kept beside every new figure.
+    """
 
     def __init__(self, path: pathlib.Path, provenance: Mapping[str, Any]):
-        """Opens a ledger.
-
-        Args:
-            path: a JSON file; made when the first figure is kept.
-            provenance: command, seed, versions and hardware, kept beside every new figure.
-        """
         self._path = path
         self._provenance = dict(provenance)
         self._entries: dict[str, Any] = processes.shared("known figures", self._read)
@@ -48,7 +47,7 @@ class Ledger:
             make: makes them.
 
         Returns:
-            The figures, `seconds` that making them took, and their `provenance`.
+            The figures, the `seconds` that making them took, and their `provenance`.
         """
         found = self.find(identity)
         if found is None:
@@ -56,8 +55,7 @@ class Ledger:
             figures = make()
             seconds = round(time.monotonic() - began, 1)
             found = {**figures, "seconds": seconds, "provenance": self._provenance}
-            key = storage.digest_of_record(dict(identity))
-            self._entries[key] = found
+            self._entries[storage.digest_of_record(dict(identity))] = found
             if processes.is_first():
                 self._path.parent.mkdir(parents=True, exist_ok=True)
             storage.write_record(self._path, {"entries": self._entries})

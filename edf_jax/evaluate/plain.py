@@ -9,18 +9,16 @@ References:
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from edf_jax.evaluate.from_scratch import Trials
+from edf_jax.evaluate.from_scratch import FromScratch, RealTestData
 from edf_jax.methods import dsa
 from edf_jax.models import Network
-from edf_jax.runs.statistics import Accuracies
 from edf_jax.training import losses
-from edf_jax.training.loop import Epochs, Prepare, Recipe, sgd
-from edf_jax.training.streaming import Images
-
-__all__ = ["Accuracies", "Evaluator", "schedule"]
+from edf_jax.training.loop import Epochs, Recipe, sgd
 
 
 def schedule(epochs: int, rate: jax.Array) -> Epochs:
@@ -35,51 +33,36 @@ def schedule(epochs: int, rate: jax.Array) -> Epochs:
     return Epochs(index, rates, index == drop)
 
 
-class Evaluator(Trials):
-    """Trains networks by the plain protocol; targets are label logits `[n, C]`."""
+def plain_evaluator(
+    network: Network,
+    test: RealTestData,
+    *,
+    epochs: int,
+    batch: int = 128,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    strategy: str = dsa.FULL_STRATEGY,
+    crop_ratio: float = 0.25,
+) -> FromScratch:
+    """Trains and tests networks by the plain protocol; targets are label logits `[n, C]`.
 
-    def __init__(
-        self,
-        network: Network,
-        test_images: Images,
-        test_labels: jax.Array,
-        prepare: Prepare,
-        *,
-        epochs: int,
-        batch: int = 128,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        strategy: str = dsa.FULL_STRATEGY,
-        crop_ratio: float = 0.25,
-    ):
-        """Prepares the recipe.
-
-        Args:
-            network: the architecture.
-            test_images: `[N, H, W, C]` as stored.
-            test_labels: `[N]`.
-            prepare: from stored test images to inputs.
-            epochs: E_eval; one more is run.
-            batch: training batch size.
-            momentum: of SGD.
-            weight_decay: of SGD.
-            strategy: DSA's ops.
-            crop_ratio: DSA's largest shift over the side.
-        """
-        recipe = Recipe(
-            network,
-            losses.soft_cross_entropy,
-            sgd(momentum, weight_decay),
-            lambda key, x: dsa.dsa(key, x, strategy=strategy, crop_ratio=crop_ratio),
-            lambda images: images,
-            batch,
-        )
-        super().__init__(
-            network,
-            lambda _: recipe,
-            lambda rate: schedule(epochs, rate),
-            epochs + 1,
-            test_images,
-            test_labels,
-            prepare,
-        )
+    Args:
+        network: the architecture.
+        test: what they are tested on.
+        epochs: E_eval; one more is run.
+        batch: training batch size.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        strategy: DSA's ops.
+        crop_ratio: DSA's largest shift over the side.
+    """
+    recipe = Recipe(
+        network,
+        losses.soft_cross_entropy,
+        sgd(momentum, weight_decay),
+        lambda key, x: dsa.dsa(key, x, strategy=strategy, crop_ratio=crop_ratio),
+        lambda images: images,
+        batch,
+    )
+    epochs_at = functools.partial(schedule, epochs)
+    return FromScratch(network, lambda _: recipe, epochs_at, epochs + 1, test)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.evaluate import crops, stored_labels
-from edf_jax.evaluate.from_scratch import Trials
+from edf_jax.evaluate.from_scratch import FromScratch, RealTestData
 from edf_jax.models import Network
 from edf_jax.training import losses
-from edf_jax.training.loop import Epochs, Prepare, Recipe, adamw
-from edf_jax.training.streaming import Images
+from edf_jax.training.loop import Epochs, Recipe, adamw
 from edf_jax.training.trained import TrainedNetwork
 
 TEMPERATURE = 20.0
@@ -82,109 +81,84 @@ def kl_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array | None) -> ja
     return losses.kl_divergence(logits, targets, TEMPERATURE, mask)
 
 
-class RdedEvaluator(Trials):
+def rded_evaluator(
+    network: Network,
+    teacher: TrainedNetwork,
+    test: RealTestData,
+    *,
+    epochs: int,
+    batch: int,
+    augmented: bool = True,
+    bn_updates: int = 1,
+) -> FromScratch:
     """RDED's protocol: the teacher labels every augmented batch as it comes.
 
     Targets are one number an image, of which nothing is read. An accuracy is the best of
     `rded_checks`.
+
+    Args:
+        network: the architecture.
+        teacher: labels the batches.
+        test: what they are tested on, enlarged as RDED's test images are.
+        epochs: how many.
+        batch: training batch size.
+        augmented: False leaves the images as they are (for the augmentation-robust score).
+        bn_updates: 2 moves batch-norm statistics by the unmixed batch too, before the mixed one,
+            as the official loop does.
     """
+    augment = crops.rded if augmented else lambda key, images, mixed: images
 
-    def __init__(
-        self,
-        network: Network,
-        teacher: TrainedNetwork,
-        test_images: Images,
-        test_labels: jax.Array,
-        prepare: Prepare,
-        *,
-        epochs: int,
-        batch: int,
-        augmented: bool = True,
-        bn_updates: int = 1,
-    ):
-        """Prepares the recipe.
-
-        Args:
-            network: the architecture.
-            teacher: labels the batches.
-            test_images: `[N, H, W, C]` as stored.
-            test_labels: `[N]`.
-            prepare: from stored test images to inputs; they are then enlarged as RDED's are.
-            epochs: how many.
-            batch: training batch size.
-            augmented: False leaves the images as they are (for the augmentation-robust score).
-            bn_updates: 2 moves batch-norm statistics by the unmixed batch too, before the mixed
-                one, as the official loop does.
-        """
-        augment = crops.rded if augmented else lambda key, images, mixed: images
-
-        def make_recipe(arrays) -> Recipe:
-            return Recipe(
-                network,
-                kl_loss,
-                adamw(network, WEIGHT_DECAY),
-                functools.partial(augment, mixed=True),
-                lambda images: images,
-                batch,
-                observe=functools.partial(augment, mixed=False) if bn_updates == 2 else None,
-                teach=functools.partial(teacher.logits, arrays),
-                mixes=augmented,
-            )
-
-        super().__init__(
-            network,
-            make_recipe,
-            functools.partial(schedule, epochs, halves=2.0),
-            epochs,
-            test_images,
-            test_labels,
-            lambda images: crops.enlarge(prepare(images)),
-            context=teacher.arrays,
-            checks=rded_checks(epochs),
-        )
-
-
-class Sre2lEvaluator(Trials):
-    """SRe2L's protocol (FKD): all students see the same stored batches; targets are a table."""
-
-    def __init__(
-        self,
-        network: Network,
-        test_images: Images,
-        test_labels: jax.Array,
-        prepare: Prepare,
-        *,
-        epochs: int,
-        batch: int,
-    ):
-        """Prepares the recipe.
-
-        Args:
-            network: the architecture.
-            test_images: `[N, H, W, C]` as stored.
-            test_labels: `[N]`.
-            prepare: from stored test images to inputs.
-            epochs: how many, no more than the tables have.
-            batch: that of the tables.
-        """
-        recipe = Recipe(
+    def make_recipe(arrays) -> Recipe:
+        return Recipe(
             network,
             kl_loss,
             adamw(network, WEIGHT_DECAY),
-            lambda key, images: images,
+            functools.partial(augment, mixed=True),
             lambda images: images,
             batch,
+            observe=functools.partial(augment, mixed=False) if bn_updates == 2 else None,
+            teach=functools.partial(teacher.logits, arrays),
+            mixes=augmented,
         )
-        super().__init__(
-            network,
-            lambda _: recipe,
-            functools.partial(schedule, epochs, halves=1.0),
-            epochs,
-            test_images,
-            test_labels,
-            prepare,
-            view=stored_labels.show,
-        )
+
+    return FromScratch(
+        network,
+        make_recipe,
+        functools.partial(schedule, epochs, halves=2.0),
+        epochs,
+        test._replace(prepare=lambda images: crops.enlarge(test.prepare(images))),
+        context=teacher.arrays,
+        checks=rded_checks(epochs),
+    )
+
+
+def sre2l_evaluator(
+    network: Network,
+    test: RealTestData,
+    *,
+    epochs: int,
+    batch: int,
+) -> FromScratch:
+    """SRe2L's protocol (FKD): all students see the same stored batches; targets are a table.
+
+    Arguments as in `rded_evaluator`; `epochs` is no more than the tables have, `batch` theirs.
+    """
+    recipe = Recipe(
+        network,
+        kl_loss,
+        adamw(network, WEIGHT_DECAY),
+        lambda key, images: images,
+        lambda images: images,
+        batch,
+    )
+    return FromScratch(
+        network,
+        lambda _: recipe,
+        functools.partial(schedule, epochs, halves=1.0),
+        epochs,
+        test,
+        view=stored_labels.show,
+    )
 
 
 def make_table(

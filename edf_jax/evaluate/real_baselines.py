@@ -1,86 +1,77 @@
-"""Baselines as subjects: real images chosen, and labelled, with the help of trained networks."""
+"""Baselines: real images chosen, and labelled, with the help of trained networks."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.data import Dataset, coresets
-from edf_jax.data.coresets import choose_random
-from edf_jax.evaluate import labelled_images
-from edf_jax.evaluate.labelled_images import Subject
+from edf_jax.distilled_set import LabelledImages
 from edf_jax.experts.train import expert_after
 from edf_jax.experts.trajectories import TrajectoryStore
-from edf_jax.methods.soft_labels import average_labels
-from edf_jax.models import Network
+from edf_jax.methods.soft_labels import average_labels, hard_labels
 from edf_jax.models.choose import network_for
 from edf_jax.runtime import processes, randomness
-from edf_jax.training import loop as training
 from edf_jax.training.streaming import place
+from edf_jax.training.trained import TrainedNetwork
 
 _CHUNK = 256
+# Networks trained on the real data, read one after the other.
+Networks = Callable[[], Iterable[TrainedNetwork]]
 
 
-@dataclasses.dataclass(frozen=True)
-class RealNetworks:
-    """Networks trained on the real data, whose features and labels baselines are made of.
-
-    Attributes:
-        network: their architecture.
-        snapshot: `k -> (theta, batch_stats)` of each.
-        count: how many there are.
-        name: which they are, for people.
-        class_indices: their class for each of ours; None where they are the same.
-    """
-
-    network: Network
-    snapshot: Callable[[int], tuple[jax.Array, Any]]
-    count: int
-    name: str
-    class_indices: tuple[int, ...] | None = None
+def trained_experts(config, dataset: Dataset, store: TrajectoryStore) -> Iterator[TrainedNetwork]:
+    """The experts after their last epoch, each read when it is asked for."""
+    network = network_for(config, dataset.info)
+    for expert in range(config.experts.num):
+        arrays = expert_after(network, store, expert, config.experts.epochs)
+        yield TrainedNetwork(network, *arrays, f"expert {expert} ({network.name})")
 
 
 class RealImages:
-    """Chooses real training images."""
+    """Chooses real training images.
 
-    def __init__(self, config, dataset: Dataset, networks: Callable[[], RealNetworks]):
-        """Prepares.
+    Args:
+        config: resolved.
+        dataset: the real images.
+        networks: called when features (the first network's) or soft labels (the mean of those
+            that are right) are needed.
+    """
 
-        Args:
-            config: resolved.
-            dataset: the real images.
-            networks: called when features or soft labels are first needed.
-        """
-        self._config, self._dataset = config, dataset
-        self._networks = functools.cache(networks)
+    def __init__(self, config, dataset: Dataset, networks: Networks):
+        self._config, self._dataset, self._networks = config, dataset, networks
 
-    def choose(self, name: str, ipc: int) -> Subject:
-        """One of `baselines.BASELINES`, `ipc` images of each class."""
+    def choose(self, name: str, ipc: int) -> LabelledImages:
+        """One of `coresets.BASELINES`, `ipc` images of each class."""
         train, info = self._dataset.train, self._dataset.info
         if name in ("random", "real_soft"):
             rng = randomness.host_stream(self._config.seed, "random baseline")
-            chosen = choose_random(rng, train.labels, ipc)
+            chosen = coresets.choose_random(rng, train.labels, ipc)
             note = "random, their own labels"
         else:
             how = {"herding": coresets.herding, "k_centre": coresets.k_centre}[name]
-            own = how(self._features, train.labels, ipc)
-            # Rounding may differ between processes, and a subject may not.
+            features, by = self._features
+            own = how(features, train.labels, ipc)
+            # Rounding may differ between processes, and the images may not.
             chosen = processes.shared_arrays("chosen images", lambda: (None, {"": own}))[1][""]
-            note = f"by the features of {self._networks().name}"
-        subject = labelled_images.of_real(train.images, train.labels, chosen, info, note)
-        return self._with_soft_labels(subject) if name == "real_soft" else subject
+            note = f"by the features of {by}"
+        real = LabelledImages(
+            np.asarray(info.normalisation.apply(np.asarray(train.images[chosen])), np.float32),
+            hard_labels(train.labels[chosen], info.num_classes),
+            note=note,
+            positions=chosen,
+        )
+        return self._with_soft_labels(real) if name == "real_soft" else real
 
     @functools.cached_property
-    def _features(self) -> np.ndarray:
-        """Features `[N, F]` of all training images by the first network."""
-        source = self._networks()
-        theta, batch_stats = source.snapshot(0)
+    def _features(self) -> tuple[np.ndarray, str]:
+        """Features `[N, F]` of all training images, and whose they are."""
+        source = next(iter(self._networks()))
         images, prepare = place(
             self._dataset.train.images,
             self._dataset.info.normalisation,
@@ -88,39 +79,24 @@ class RealImages:
         )
 
         @jax.jit
-        def features(theta, batch_stats, images):
+        def features(arrays, images):
+            theta, batch_stats = arrays
             maps = source.network.features(theta, prepare(images), batch_stats)
             return maps.reshape(len(images), -1)
 
-        parts = [
-            np.asarray(features(theta, batch_stats, images[i : i + _CHUNK]))
-            for i in range(0, len(images), _CHUNK)
-        ]
-        return np.concatenate(parts)
+        starts = range(0, len(images), _CHUNK)
+        parts = [np.asarray(features(source.arrays, images[i : i + _CHUNK])) for i in starts]
+        return np.concatenate(parts), source.name
 
-    def _with_soft_labels(self, subject: Subject) -> Subject:
+    def _with_soft_labels(self, real: LabelledImages) -> LabelledImages:
         """Logits averaged over the networks that are right, as distillation starts from."""
-        source = self._networks()
-        predict = jax.jit(
-            lambda theta, stats, x: training.predict(source.network, theta, stats, x, lambda y: y)
-        )
-        inputs = jnp.asarray(subject.images)
-        logits = jnp.stack([predict(*source.snapshot(k), inputs) for k in range(source.count)])
-        if source.class_indices is not None:
-            logits = logits[..., np.asarray(source.class_indices)]
-        labels = average_labels(logits, jnp.asarray(subject.classes))
+        inputs, logits = jnp.asarray(real.images), []
+        predict = None
+        for source in self._networks():
+            predict = predict or jax.jit(source.logits)
+            logits.append(predict(source.arrays, inputs))
+        labels = average_labels(jnp.stack(logits), jnp.asarray(real.classes))
+        by = source.name if len(logits) == 1 else f"{len(logits)} networks"
         return dataclasses.replace(
-            subject, labels=np.asarray(labels, np.float32), note=f"random, labels of {source.name}"
+            real, labels=np.asarray(labels, np.float32), note=f"random, labels of {by}"
         )
-
-
-def real_networks(config, dataset: Dataset, store: TrajectoryStore) -> RealNetworks:
-    """The experts after their last epoch, as baselines use them."""
-
-    network, count = network_for(config, dataset.info), config.experts.num
-    return RealNetworks(
-        network,
-        lambda expert: expert_after(network, store, expert, config.experts.epochs),
-        count,
-        f"{count} experts",
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import pathlib
@@ -25,10 +24,10 @@ from edf_jax.data import Dataset
 from edf_jax.data.normalisation import default_cache_dir
 from edf_jax.evaluate import crops
 from edf_jax.models import Network, pretrained, torch_layout
-from edf_jax.models.choose import find_network
+from edf_jax.models.choose import network_for
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runtime import preemption, processes, randomness, storage
-from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training import loop as training
 from edf_jax.training import losses, streaming
@@ -49,7 +48,7 @@ def teacher_network(config, info, *, num_classes: int | None = None) -> Network:
     References:
         RDED (2312.03526): its ConvNet teachers and students have batch norm.
     """
-    return find_network(
+    return network_for(
         config,
         info,
         config.teacher.network,
@@ -91,11 +90,11 @@ def get_teacher(
     if config.teacher.weights:
         return _tested(import_teacher(config, dataset.info), dataset)
     wanted = settings(config, dataset)
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+    key = storage.fingerprint(json.dumps(wanted, sort_keys=True).encode())[:16]
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
     path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
-    if not processes.shared("a teacher", lambda: _is_intact(path, network)):
+    if not processes.shared("a teacher", lambda: _is_intact(path, network, wanted)):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
         trained = _tested(TrainedNetwork(network, theta, batch_stats, name), dataset)
         details = {**wanted, "accuracy": trained.accuracy}
@@ -144,12 +143,13 @@ def import_teacher(config, info) -> TrainedNetwork:
     return TrainedNetwork(network, theta, batch_stats, name, class_indices)
 
 
-def _is_intact(path: pathlib.Path, network: Network) -> bool:
-    """Whether a teacher is there; a damaged one is taken away with a warning."""
+def _is_intact(path: pathlib.Path, network: Network, wanted: Mapping[str, Any]) -> bool:
+    """Whether a teacher is there; a damaged or another one is taken away with a warning."""
     if not path.exists():
         return False
     try:
-        read_teacher(path, network)
+        _, _, details = read_teacher(path, network)
+        storage.check_place(path, details, json.loads(json.dumps(wanted)))
     except UserError as error:
         _log.warning("%s: trained again", error)
         path.unlink()
@@ -230,6 +230,8 @@ def _train(
     state = jax.jit(functools.partial(training.initial_state, how))(jax.random.fold_in(key, 0))
     saved = workdir / "teacher"
     state, start = _restore(saved, key_name, state)
+    if metrics is not None:  # Of an earlier sitting or teacher; they are written again.
+        metrics.truncate_after("teacher", start)
     schedule = rates(config)
 
     def epoch(state, index: int):
@@ -252,7 +254,7 @@ def _train(
                 storage.save_arrays(saved, _leaves(state), details)
                 last_save = time.monotonic()
             if asked:
-                raise Preempted(preemption.WHY)
+                preemption.stop()
     return state.theta, state.batch_stats
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from edf_jax.experts.settings import group_size, part_of
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import Network
-from edf_jax.runtime import preemption, processes, storage
+from edf_jax.runtime import locks, preemption, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -66,8 +66,8 @@ def _find(
             continue
         try:
             _link(other.folder, own.folder)
-        except OSError as error:
-            _log.info("experts: read in %s (%s)", other.folder, error.strerror)
+        except (OSError, storage.WriteFailed) as error:
+            _log.info("experts: read in %s (%s)", other.folder, storage.cause(error))
             return other
         _log.info("experts: those of %s, which have the same settings", other.folder)
         return own
@@ -103,24 +103,16 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     """A folder whose files are the other's; what one of them replaces or removes, the other keeps.
 
     Raises:
-        OSError: the file system has no links, or they can't reach there.
+        OSError, WriteFailed: the file system has no links, or they can't reach there.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        shutil.copytree(
-            source, temporary, copy_function=os.link, ignore=shutil.ignore_patterns(".*")
-        )
-        if target.exists():
-            # Nothing but a lock file, or there would be a store.
-            storage.remove(target)
-        temporary.rename(target)
+        # In the target's place is nothing but a lock file, or there would be a store.
+        with storage.appearing(target) as temporary:
+            shutil.copytree(
+                source, temporary, copy_function=os.link, ignore=shutil.ignore_patterns(".*")
+            )
     except shutil.Error as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(0, str(error.args[0][0][2])) from error
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @contextlib.contextmanager
@@ -142,11 +134,13 @@ def open_to_train(
     with contextlib.ExitStack() as held:
 
         def take() -> None:
-            with contextlib.ExitStack() as whole:
-                whole.enter_context(lock_when_free(store))
-                store.open(settings, config.experts.num, group_size(config))
-                if not config.experts.part:
-                    held.push(whole.pop_all())
+            # Parts that are at work keep out who would open the store, so who comes later doesn't.
+            if not (config.experts.part and store.is_open(settings, config.experts.num)):
+                with contextlib.ExitStack() as whole:
+                    whole.enter_context(lock_when_free(store))
+                    store.open(settings, config.experts.num, group_size(config))
+                    if not config.experts.part:
+                        held.push(whole.pop_all())
             if config.experts.part:
                 groups = part_of(config, -(-config.experts.num // store.group_size))
                 held.enter_context(lock_when_free(store, lambda: store.lock_groups(groups)))
@@ -167,11 +161,11 @@ def lock_when_free(
             try:
                 stack.enter_context((lock or store.lock)())
                 break
-            except storage.Busy:
+            except locks.Busy:
                 if not waiting:
                     _log.info("experts: another process trains them in %s; waiting", store.folder)
                 waiting = True
-                preemption.stop_if_asked_here()
+                preemption.stop_if_asked()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         yield
 

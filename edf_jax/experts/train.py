@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -85,110 +85,191 @@ def train_experts(
         return _test_imported(config, dataset, network, store)
     chosen = settings(config, dataset, network)
     processes.shared("experts' settings", lambda: store.check(chosen))
-    data, workers = config.data, config.data.workers
-    images, prepare = place(dataset.train.images, dataset.info.normalisation, data.on_device)
-    test_images, _ = place(dataset.test.images, dataset.info.normalisation, data.on_device)
-    labels, test_labels = dataset.train.labels, dataset.test.labels
-    recipe = expert_recipe(config, network, prepare)
-    key = randomness.stream(expert_seed(config), "experts")
-    last = config.experts.epochs
-    schedule = family.EXPERT_SCHEDULES[config.experts.schedule]
-    train = streaming.make_epoch(
-        recipe, images, labels, order=difficulty.shuffled, workers=workers
-    )
-    accuracy = streaming.make_accuracy(network, prepare, workers=workers)
-
-    @jax.jit
-    def first(experts):
-        return jax.vmap(
-            lambda expert: initial_state(recipe, jax.random.fold_in(key, 2 * expert))
-        )(experts)
-
-    @jax.jit
-    def epoch_keys(experts, index):
-        return jax.vmap(
-            lambda expert: jax.random.fold_in(jax.random.fold_in(key, 2 * expert + 1), index)
-        )(experts)
-
-    def show(index: int) -> difficulty.Shown:
-        share = schedule(index)
-        if share == curriculum.EVERYTHING:
-            return difficulty.Shown(jnp.arange(len(labels)), None)
-        positions = curriculum.chosen_by(share, scores(), dataset.train.labels)
-        return difficulty.shown(positions, len(labels), pads=not network.has_batch_stats)
-
-    @functools.cache
-    def scores() -> np.ndarray:
-        return _difficulty(config, recipe, images, labels, store)
-
-    def train_group(group: int, epochs: list[int], writer: Writer, on_row: Callable) -> None:
-        experts = group * store.group_size + jnp.arange(store.members(group, config.experts.num))
-        states = first(experts)
-        at, loss = 0, jnp.zeros(len(experts))
-        for index in epochs:
-            if index > 0:
-                if at != index - 1:
-                    states = _restore(store, group, index - 1, states)
-                keys = epoch_keys(experts, index - 1)
-                states, loss = train(states, keys, config.experts.lr, show(index - 1))
-            at = index
-            right = np.asarray(accuracy(states, test_images, test_labels)) * 100
-            details = {
-                "test_accuracy": right.tolist(),
-                "loss": np.asarray(loss).tolist(),
-                "settings": chosen,
-                "group_size": store.group_size,
-            }
-            writer.write(group, index, *_arrays(states), details)
-            if index > 0:
-                on_row(group * last + index, _row(group, index, details))
-            preemption.stop_if_asked()
-
-    wanted = wanted_epochs(config)
-    if store.is_complete(config.experts.num, wanted):
-
-        def mend() -> None:
-            _mend_rows(store, metrics, dict.fromkeys(_groups(store, config), []), last)
-
-        processes.shared("rows of experts", mend)
+    options, wanted = config.experts, wanted_epochs(config)
+    rows = _Rows(store, metrics, options.epochs)
+    if store.is_complete(options.num, wanted):
+        processes.shared(
+            "rows of experts", lambda: rows.mend({group: [] for group in _groups(store, config)})
+        )
     else:
-        written: set[int] = set()
-
-        def to_train() -> list[tuple[int, list[int]]]:
-            members = functools.partial(store.members, num_experts=config.experts.num)
-            plan = {
-                group: store.to_train(group, members(group), wanted)
-                for group in _groups(store, config)
-            }
-            written.update(_mend_rows(store, metrics, plan, last))
-            return list(plan.items())
-
         with open_to_train(store, config, chosen):
-            plan = dict(processes.shared("epochs to train", to_train))
-            total, left = len(plan) * last, sum(len(set(epochs) - {0}) for epochs in plan.values())
-            with (
-                Progress("experts", total, "epoch", start=total - left) as bar,
-                Writer(store) as writer,
-            ):
-
-                def on_row(step: int, row: dict[str, Any]) -> None:
-                    if step not in written:
-                        metrics.write(step, "experts", **row)
-                    bar.update(loss=row["loss"], accuracy=row["test_accuracy"])
-
-                for group, epochs in plan.items():
-                    if epochs:
-                        train_group(group, epochs, writer, on_row)
+            _train_missing(config, _Trainer(config, dataset, network, store, chosen), rows)
     # Experts that are trained again have their rows among those of a first time.
     metrics.sort("experts", before=("distill", "evaluate"))
-    if config.experts.keep == "needed" and not config.experts.dir:
+    if options.keep == "needed" and not options.dir:
         processes.shared(
             "epochs to keep", lambda: _drop_epochs(store, _groups(store, config), wanted)
         )
     accuracies: list[float] = []
     for group in _groups(store, config):
-        accuracies += store.details(group, last)["test_accuracy"]
-    return accuracies[: config.experts.num]
+        accuracies += store.details(group, options.epochs)["test_accuracy"]
+    return accuracies[: options.num]
+
+
+def _train_missing(config, trainer: _Trainer, rows: _Rows) -> None:
+    """Trains the epochs that the store lacks. Needs its lock."""
+    store, wanted = trainer.store, wanted_epochs(config)
+
+    def missing() -> list[tuple[int, list[int]]]:
+        found = {
+            group: store.to_train(group, store.members(group, config.experts.num), wanted)
+            for group in _groups(store, config)
+        }
+        rows.mend(found)
+        return list(found.items())
+
+    plan = dict(processes.shared("epochs to train", missing))
+    total = len(plan) * config.experts.epochs
+    left = sum(len(set(epochs) - {0}) for epochs in plan.values())
+    with (
+        Progress("experts", total, "epoch", start=total - left) as bar,
+        Writer(store) as writer,
+    ):
+        for group, epochs in plan.items():
+            for epoch, details in trainer.train(group, epochs, writer):
+                if epoch > 0:
+                    row = rows.write(group, epoch, details)
+                    bar.update(loss=row["loss"], accuracy=row["test_accuracy"])
+                preemption.stop_if_asked()
+
+
+class _Trainer:
+    """Trains groups of experts: `training`'s loop on the real images, a snapshot an epoch."""
+
+    def __init__(
+        self,
+        config,
+        dataset: Dataset,
+        network: Network,
+        store: TrajectoryStore,
+        chosen: Mapping[str, Any],
+    ):
+        self.store = store
+        self._config, self._settings = config, chosen
+        normalisation, on_device = dataset.info.normalisation, config.data.on_device
+        self._images, prepare = place(dataset.train.images, normalisation, on_device)
+        self._test_images, _ = place(dataset.test.images, normalisation, on_device)
+        self._labels, self._test_labels = dataset.train.labels, dataset.test.labels
+        self._recipe = recipe = expert_recipe(config, network, prepare)
+        self._schedule = family.EXPERT_SCHEDULES[config.experts.schedule]
+        workers = config.data.workers
+        self._epoch = streaming.make_epoch(
+            recipe, self._images, self._labels, order=difficulty.shuffled, workers=workers
+        )
+        self._accuracy = streaming.make_accuracy(network, prepare, workers=workers)
+        key = randomness.stream(expert_seed(config), "experts")
+
+        def of_each(function: Callable) -> Callable:
+            return jax.jit(jax.vmap(function, in_axes=(0, None)))
+
+        self._first = of_each(
+            lambda expert, _: initial_state(recipe, jax.random.fold_in(key, 2 * expert))
+        )
+        self._keys = of_each(
+            lambda expert, epoch: jax.random.fold_in(
+                jax.random.fold_in(key, 2 * expert + 1), epoch
+            )
+        )
+
+    def train(
+        self, group: int, epochs: list[int], writer: Writer
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Trains a group and writes the snapshots after some epochs; 0 is before the first.
+
+        Yields:
+            Each of `epochs`, and what is told of the snapshot.
+        """
+        if not epochs:
+            return
+        members = self.store.members(group, self._config.experts.num)
+        experts = group * self.store.group_size + jnp.arange(members)
+        states = self._first(experts, None)
+        at, loss = 0, jnp.zeros(len(experts))
+        for epoch in epochs:
+            if epoch > 0:
+                if at != epoch - 1:
+                    states = _restore(self.store, group, epoch - 1, states)
+                keys, shown = self._keys(experts, epoch - 1), self._shown(epoch - 1)
+                states, loss = self._epoch(states, keys, self._config.experts.lr, shown)
+            at = epoch
+            right = self._accuracy(states, self._test_images, self._test_labels)
+            details = {
+                "test_accuracy": (np.asarray(right) * 100).tolist(),
+                "loss": np.asarray(loss).tolist(),
+                "settings": self._settings,
+                "group_size": self.store.group_size,
+            }
+            writer.write(group, epoch, *_arrays(states), details)
+            yield epoch, details
+
+    def _shown(self, index: int) -> difficulty.Shown:
+        """The training images that an epoch shows, counted from 0."""
+        share = self._schedule(index)
+        if share == curriculum.EVERYTHING:
+            return difficulty.Shown(jnp.arange(len(self._labels)), None)
+        positions = curriculum.chosen_by(share, self._scores, self._labels)
+        pads = not self._recipe.network.has_batch_stats
+        return difficulty.shown(positions, len(self._labels), pads=pads)
+
+    @functools.cached_property
+    def _scores(self) -> np.ndarray:
+        """The training images' difficulty `[N]`, kept in the store."""
+        path, options = self.store.folder / "difficulty", self._config.experts
+        place = {"settings": self.store.digest}
+        try:
+            _, found = processes.shared_arrays(
+                "difficulty", lambda: (None, storage.load_arrays(path, place=place))
+            )
+            return found["scores"]
+        except storage.DamagedFile:
+            _log.info("experts: scoring how difficult images are (%s)", options.difficulty)
+        scores = difficulty.mean_scores(
+            self._recipe,
+            self._images,
+            self._labels,
+            how=options.difficulty,
+            networks=options.difficulty_networks,
+            epochs=options.difficulty_epochs,
+            rate=options.lr,
+            key=randomness.stream(expert_seed(self._config), "difficulty"),
+            workers=self._config.data.workers,
+        )
+        storage.save_arrays(path, {"scores": scores}, place=place)
+        return scores
+
+
+class _Rows:
+    """The experts' rows in metrics.jsonl, which are to agree with the snapshots."""
+
+    def __init__(self, store: TrajectoryStore, metrics: MetricsWriter, last: int):
+        self._store, self._metrics, self._last = store, metrics, last
+        self._written: set[int] = set()
+
+    def write(self, group: int, epoch: int, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the row of a group's epoch, unless it is there; returns it."""
+        step, row = group * self._last + epoch, _row(group, epoch, details)
+        if step not in self._written:
+            self._metrics.write(step, "experts", **row)
+            self._written.add(step)
+        return row
+
+    def mend(self, plan: Mapping[int, list[int]]) -> None:
+        """Makes rows and snapshots agree: a kill leaves one more, or one less.
+
+        Args:
+            plan: the epochs that are to be trained, by group.
+        """
+        last = self._last
+        steps = [group * last + epoch for group in plan for epoch in range(1, last + 1)]
+        planned = {group * last + e for group, epochs in plan.items() for e in epochs if e}
+        tail = max((step for step in steps if step not in planned), default=0)
+        self._metrics.truncate_after("experts", tail)
+        self._written = {row["step"] for row in self._metrics.rows("experts")}
+        for group in plan:
+            for epoch in self._store.epochs(group):
+                step = group * last + epoch
+                if epoch and step <= tail and step not in planned:
+                    self.write(group, epoch, self._store.details(group, epoch))
 
 
 def _test_imported(
@@ -211,35 +292,6 @@ def _test_imported(
     return [right(expert) for expert in range(config.experts.num)]
 
 
-def _difficulty(
-    config,
-    recipe: Recipe,
-    images: streaming.Images,
-    labels: np.ndarray,
-    store: TrajectoryStore,
-) -> np.ndarray:
-    """The training images' difficulty `[N]`, kept in the store."""
-    path, options = store.folder / "difficulty", config.experts
-    try:
-        _, found = processes.shared_arrays("difficulty", lambda: (None, storage.load_arrays(path)))
-        return found["scores"]
-    except storage.DamagedFile:
-        _log.info("experts: scoring how difficult images are (%s)", options.difficulty)
-    scores = difficulty.mean_scores(
-        recipe,
-        images,
-        labels,
-        how=options.difficulty,
-        networks=options.difficulty_networks,
-        epochs=options.difficulty_epochs,
-        rate=options.lr,
-        key=randomness.stream(expert_seed(config), "difficulty"),
-        workers=config.data.workers,
-    )
-    storage.save_arrays(path, {"scores": scores})
-    return scores
-
-
 def _groups(store: TrajectoryStore, config) -> range:
     return part_of(config, -(-config.experts.num // store.group_size))
 
@@ -254,28 +306,6 @@ def _row(group: int, epoch: int, details: Mapping[str, Any]) -> dict[str, Any]:
         "test_accuracy": float(np.mean(right)),
         "test_accuracy_std": float(np.std(right)),
     }
-
-
-def _mend_rows(
-    store: TrajectoryStore, metrics: MetricsWriter, plan: Mapping[int, list[int]], last: int
-) -> set[int]:
-    """Makes the rows agree with the snapshots: a kill leaves one more, or one less.
-
-    Returns:
-        The steps that have a row.
-    """
-    steps = [group * last + epoch for group in plan for epoch in range(1, last + 1)]
-    planned = {group * last + epoch for group, epochs in plan.items() for epoch in epochs if epoch}
-    tail = max((step for step in steps if step not in planned), default=0)
-    metrics.truncate_after("experts", tail)
-    written = {row["step"] for row in metrics.rows("experts")}
-    for group in plan:
-        for epoch in store.epochs(group):
-            step = group * last + epoch
-            if epoch and step <= tail and step not in written | planned:
-                metrics.write(step, "experts", **_row(group, epoch, store.details(group, epoch)))
-                written.add(step)
-    return written
 
 
 def _arrays(states: TrainState) -> tuple[np.ndarray, dict[str, np.ndarray]]:

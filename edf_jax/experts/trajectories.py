@@ -2,7 +2,8 @@
 
 One checkpoint holds one epoch of one group of experts (experts that are trained together), with
 each expert's parameter vector as an array of its own, so that a pair of snapshots is read without
-reading the trajectory.
+reading the trajectory. It says which experts, after which epoch, with which settings, and is read
+as nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edf_jax.runtime import processes, storage
+from edf_jax.runtime import locks, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _INFO = "store.json"
@@ -60,17 +61,23 @@ class TrajectoryStore:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = pathlib.Path(folder)
-        self._group_size: int | None = None
+        self._known: dict[str, Any] | None = None
 
     @property
     def group_size(self) -> int:
         """How many experts a group has, but perhaps the last."""
-        return processes.shared("the groups' size", self._read_group_size)
+        return processes.shared("the groups' size", lambda: int(self._record()["group_size"]))
 
-    def _read_group_size(self) -> int:
-        if self._group_size is None:
-            self._group_size = int(self.info()["group_size"])
-        return self._group_size
+    @property
+    def digest(self) -> str:
+        """Of all that decides the experts' numbers."""
+        return processes.shared("whose experts", lambda: _whose(self._record()))
+
+    def _record(self) -> dict[str, Any]:
+        """As `info`, read once, by this process for itself."""
+        if self._known is None:
+            self._known = storage.read_record(self.folder / _INFO)
+        return self._known
 
     def _group(self, expert: int) -> tuple[int, int]:
         return divmod(expert, self.group_size)
@@ -81,10 +88,8 @@ class TrajectoryStore:
 
     def create(self, info: Mapping[str, Any]) -> None:
         """Starts a store; `info` must hold `settings`, `group_size` and `num_experts`."""
-        with storage.writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         storage.write_record(self.folder / _INFO, info)
-        self._group_size = None
+        self._known = None
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuses a store whose experts were trained otherwise; a new or damaged one passes.
@@ -111,7 +116,8 @@ class TrajectoryStore:
         Raises:
             UserError: its experts were trained with other settings.
         """
-        storage.remove_leftovers(self.folder)
+        for folder in (self.folder, *self.folder.glob("group_*")):
+            storage.remove_leftovers(folder)
         try:
             info = self.info()
         except storage.DamagedFile as error:
@@ -125,6 +131,18 @@ class TrajectoryStore:
         self.check(settings)
         if info.get("num_experts", num_experts) < num_experts:
             self.create({**info, "num_experts": num_experts})
+
+    def is_open(self, settings: Mapping[str, Any], num_experts: int) -> bool:
+        """Whether `open` would change nothing.
+
+        Raises:
+            UserError: its experts were trained with other settings.
+        """
+        self.check(settings)
+        try:
+            return self.info()["num_experts"] >= num_experts
+        except storage.DamagedFile:
+            return False
 
     def _any_details(self) -> dict[str, Any] | None:
         for path in self._paths():
@@ -202,16 +220,17 @@ class TrajectoryStore:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from training the same experts."""
-        return storage.locked(self.folder, self._busy())
+        return locks.locked(self.folder, self._busy())
 
     @contextlib.contextmanager
     def lock_groups(self, groups: Iterable[int]) -> Iterator[None]:
         """Keeps other processes from training these groups, and from `lock`."""
         with contextlib.ExitStack() as held:
-            held.enter_context(storage.locked(self.folder, self._busy(), beside=True))
+            held.enter_context(locks.locked(self.folder, self._busy(), beside=True))
             for group in groups:
                 folder = self.folder / f"group_{group:03d}"
-                held.enter_context(storage.locked(folder, self._busy()))
+                held.enter_context(locks.locked(folder, self._busy()))
+                storage.remove_leftovers(folder)
             yield
 
     def _busy(self) -> str:
@@ -235,10 +254,13 @@ class TrajectoryStore:
             epoch: 0 for the initialisation.
             snapshots: `[G, P]`.
             extra: what training needs to continue from here (batch statistics, momentum).
-            details: figures to keep beside (accuracies).
+            details: figures to keep beside (accuracies), and `settings` and `group_size`, from
+                which a lost record of the store is made again.
         """
         arrays = {f"expert_{i}": snapshot for i, snapshot in enumerate(snapshots)}
-        storage.save_arrays(self.path(group, epoch), {**arrays, **extra}, details)
+        if processes.is_first():
+            place = _place(self._record(), group, epoch)
+            storage.save_arrays(self.path(group, epoch), {**arrays, **extra}, details, place)
 
     def read_group(self, group: int, epoch: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The snapshots `[G, P]` and the `extra` arrays of one epoch of one group.
@@ -256,15 +278,17 @@ class TrajectoryStore:
     def _load(
         self, group: int, epoch: int, names: Iterable[str] | None = None
     ) -> dict[str, np.ndarray]:
+        place = _place(self._record(), group, epoch)
         with _naming(group, epoch):
-            return storage.load_arrays(self.path(group, epoch), names)
+            return storage.load_arrays(self.path(group, epoch), names, place)
 
     def details(self, group: int, epoch: int) -> dict[str, Any]:
         """The figures kept beside one epoch of one group."""
 
         def load() -> dict[str, Any]:
+            place = _place(self._record(), group, epoch)
             with _naming(group, epoch):
-                return storage.load_details(self.path(group, epoch))
+                return storage.load_details(self.path(group, epoch), place)
 
         return processes.shared("figures of experts", load)
 
@@ -325,6 +349,16 @@ class TrajectoryStore:
                 yield waiting.pop(0).result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _whose(record: Mapping[str, Any]) -> str:
+    return storage.digest_of_record(record["settings"])
+
+
+def _place(record: Mapping[str, Any], group: int, epoch: int) -> dict[str, Any]:
+    """What one epoch of one group is of, in a store with these `settings` and `group_size`."""
+    first = group * record["group_size"]
+    return {"first expert": first, "epoch": epoch, "settings": _whose(record)}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.data.sources import distinct
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.runtime.errors import UserError
 
@@ -35,43 +36,55 @@ def as_uint8(pixels: np.ndarray) -> np.ndarray:
 
 def set_name(distilled: DistilledSet) -> str:
     """The name of the data that the set stands for, as far as its config tells; for file names."""
-    config = distilled.config
-    keys = ["data.subset", "data.name", "data.source"]
+    config = {"origin": distilled.origin.get("name", ""), **distilled.config}
+    keys = ["origin", "data.subset", "data.name", "data.source"]
     if config.get("data.source") == "folder":
-        keys.insert(1, "data.path")
+        keys.insert(2, "data.path")
     words = next((str(config[key]) for key in keys if config.get(key)), "")
     name = re.sub(r"[^a-z0-9]+", "_", pathlib.PurePath(words).name.lower()).strip("_")
     return name if name[:1].isalpha() else f"images_{name}".strip("_")
 
 
-def describe(distilled: DistilledSet, result: Mapping[str, Any]) -> dict[str, Any]:
+# Which of a run's sets it is, and by what images it was chosen.
+CHOSEN = {
+    "distilled": "the run's last, chosen by no images",
+    "best_on_held_out": "the run's best on training images that were held out",
+    "best_on_test": "the run's best on test images, which flatters its accuracy on them",
+    "average": "the mean of the run's images over its iterations, chosen by no images",
+}
+
+
+def describe(
+    distilled: DistilledSet, result: Mapping[str, Any], kind: str = ""
+) -> dict[str, Any]:
     """The record: everything about a set that isn't an array.
 
     Args:
         distilled: the set.
         result: the run's `result.json`; accuracies are told if they are of this very set.
+        kind: which of the run's sets it is, as `result.json` calls it; '' is the first whose step
+            is the set's.
     """
     normalisation = distilled.normalisation
     pixels = as_uint8(distilled.pixels)
     error = np.asarray(normalisation.apply(pixels)) - distilled.images
+    kind = kind or next((k for k in CHOSEN if result.get(f"{k}_step") == distilled.step), "")
     accuracy = {}
-    chosen = {
-        "distilled": "the last",
-        "best_on_held_out": "on held-out training images",
-        "best_on_test": "on test images",
-    }
-    for kind, how in chosen.items():
-        if result.get(f"{kind}_step") == distilled.step:
-            fields = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
-            accuracy = {**fields, "chosen": how}
-            break
-    references = {k: result[k] for k in ("random_mean", "random_std", "full_mean") if k in result}
+    if result.get(f"{kind}_step") == distilled.step:
+        accuracy = {f: result[f"{kind}_{f}"] for f in ("mean", "std", "num_eval")}
+    ids = distilled.origin.get("classes", ())
+    if len(set(ids)) < len(distilled.class_names):
+        ids = [str(label) for label in range(len(distilled.class_names))]
+    names = [f"{k}_{f}" for k in ("random", "initial", "full") for f in ("mean", "std")]
+    references = {k: result[k] for k in names if k in result}
     return {
         "format": FORMAT,
         "name": set_name(distilled),
         "num_images": len(distilled.images),
         "image_shape": list(distilled.images.shape[1:]),
-        "class_names": list(distilled.class_names),
+        # Two of ImageNet's classes are cranes; readers want different names.
+        "class_names": list(distinct(distilled.class_names, ids)),
+        "origin": dict(distilled.origin),
         "alpha": distilled.alpha,
         "mean": list(normalisation.mean),
         "std": list(normalisation.std),
@@ -79,6 +92,7 @@ def describe(distilled: DistilledSet, result: Mapping[str, Any]) -> dict[str, An
         # What 8-bit pixels lose of the learned images, in units of the normalised ones.
         "rounding_rms": round(float(np.sqrt(np.mean(np.square(error)))), 6),
         "step": distilled.step,
+        "chosen": CHOSEN.get(kind, ""),
         "accuracy": accuracy,
         "references": references if accuracy else {},
         "provenance": {k: result[k] for k in ("command", "versions", "hardware") if k in result},
@@ -140,7 +154,7 @@ def write_npz(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.P
             probabilities=probabilities(distilled.labels),
             classes=distilled.classes,
             alpha=np.float32(distilled.alpha),
-            class_names=np.asarray(distilled.class_names),
+            class_names=np.asarray(record["class_names"]),
             mean=np.asarray(distilled.normalisation.mean, np.float32),
             std=np.asarray(distilled.normalisation.std, np.float32),
             record=np.asarray(json.dumps(record)),
@@ -189,7 +203,7 @@ def write_tfds(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=shape, encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=list(distilled.class_names)),
+            "label": tfds.features.ClassLabel(names=record["class_names"]),
             "soft_label": tfds.features.Tensor(shape=(classes,), dtype=np.float32),
         }
     )

@@ -7,8 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jinja2
+
+from edf_jax.config.resolve import SCHEMA
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export.formats import as_uint8, encode_png, probabilities
+from edf_jax.runs.statistics import mean_text
+from edf_jax.runtime import tables
 from edf_jax.runtime.errors import UserError
 
 _PARQUET = "data/train-00000-of-00001.parquet"
@@ -59,123 +65,67 @@ def dataset_card(record: Mapping[str, Any]) -> str:
     """The card: what the set is, how well networks train on it, how to use it, how it was made.
 
     Args:
-        record: of `export_formats.describe`.
+        record: of `formats.describe`.
     """
     config = record["config"]
-    title = f"{record['name']}, distilled"
-    method = str(config.get("method", "")).upper()
-    classes = record["class_names"]
-    height, width, channels = record["image_shape"]
-    front = "\n".join(
-        [
-            "---",
-            f"pretty_name: {json.dumps(title)}",
-            "task_categories:",
-            "- image-classification",
-            "tags:",
-            "- dataset-distillation",
-            "size_categories:",
-            f"- {_size_category(record['num_images'])}",
-            "configs:",
-            "- config_name: default",
-            "  data_files:",
-            "  - split: train",
-            f"    path: {_PARQUET}",
-            "---",
-        ]
-    )
-    by = f" by {method}" if method else ""
-    sections = [
-        f"# {title}",
-        f"{record['num_images']} synthetic images of {height} x {width} pixels "
-        f"({'grey' if channels == 1 else f'{channels} channels'}) for {len(classes)} classes, each "
-        f"with a soft label. They were distilled{by} from `{record['name']}` with edf_jax: a "
-        "network that trains on them alone is meant to come as near as possible to one that "
-        "trains on the real images.",
-        _accuracy(record),
-        _use(record),
-        "## How it was made\n\n" + _provenance(record),
-    ]
-    return "\n\n".join([front, *filter(None, sections)]) + "\n"
 
+    def value(name: str) -> Any:
+        return config.get(name, SCHEMA[name].default)
 
-def _size_category(count: int) -> str:
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
-        if count < limit:
-            return name
-    return "100K<n<1M"
-
-
-def _accuracy(record: Mapping[str, Any]) -> str:
-    accuracy, references = record["accuracy"], record["references"]
-    if not accuracy:
-        return ""
-    config = record["config"]
     network = str(config.get("model.name", "of the distilling kind"))
     if config.get("model.width"):
         network += f", width {config['model.width']}"
-    chosen = "last" if accuracy["chosen"] == "the last" else "best on test images"
-    rows = [
-        "## Accuracy",
-        "",
-        f"Test accuracy in percent of {accuracy['num_eval']} networks ({network}) "
-        f"trained from scratch, mean and standard deviation. This set is the run's {chosen}.",
-        "",
-        "| trained on | accuracy |",
-        "|---|---|",
-    ]
-    if "random_mean" in references:
-        spread = f" ± {references['random_std']:.1f}" if "random_std" in references else ""
-        rows.append(f"| as many random real images | {references['random_mean']:.1f}{spread} |")
-    rows.append(f"| this set | {accuracy['mean']:.1f} ± {accuracy['std']:.1f} |")
-    if "full_mean" in references:
-        rows.append(f"| all real images | {references['full_mean']:.1f} |")
-    return "\n".join(rows)
-
-
-def _use(record: Mapping[str, Any]) -> str:
-    whitened = record["zca"] is not None
-    inputs = (
-        f"ZCA-whitened pixels (matrix {record['zca']})"
-        if whitened
-        else f"pixels in [0, 1], minus {record['mean']}, over {record['std']}"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edf_jax.export", ""),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
-    code = [
-        "```python",
-        "from datasets import load_dataset",
-        "",
-        'train = load_dataset("path/to/this/folder", split="train")',
-        "```",
-    ]
-    columns = [
-        "- `image`: the image, 8 bits a channel.",
-        "- `label`: its likeliest class.",
-        "- `soft_label`: the probability of every class. Train on these, with soft cross-entropy.",
-    ]
-    paragraphs = [
-        "## Use",
-        "\n".join(code),
-        "\n".join(columns),
-        f"Network inputs are {inputs}. Train with SGD at rate {record['alpha']:.6g} (learned with "
-        "the images), momentum 0.9 and weight decay 0.0005, for about 1000 epochs.",
-        "The images were learned as real numbers. Eight bits, and the range of a pixel, change "
-        f"them by {record['rounding_rms']:.3g} (root mean square, of normalised values). "
-        f"`{_EXACT}` holds them as they were learned: `edf_jax.load(\"{_EXACT}\")`.",
-        "The images grew from real ones, whose licence applies to them. They fit networks like the "
-        "one they were distilled with; others learn less from them.",
-    ]
-    return "\n\n".join(paragraphs)
+    sizes = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K"}
+    return environment.get_template("card.md").render(
+        record=record,
+        title=f"{record['name']}, distilled",
+        size=next((size for n, size in sizes.items() if record["num_images"] < n), "100K<n<1M"),
+        parquet=_PARQUET,
+        exact=_EXACT,
+        channels=record["image_shape"][2],
+        config={"method": str(config.get("method", ""))},
+        accuracies=_accuracies(record).rstrip(),
+        network=network,
+        fastai=is_fastai(record["origin"].get("name", "")),
+        classes=_named_classes(record),
+        # What the run's own evaluation trains by.
+        value=value,
+        epochs=value("evaluate.epochs"),
+        strategy=str(value("augment.strategy")),
+        settings=json.dumps(config, indent=1, sort_keys=True),
+    )
 
 
-def _provenance(record: Mapping[str, Any]) -> str:
-    lines = []
-    provenance = record["provenance"]
-    if "command" in provenance:
-        lines += ["```bash", provenance["command"], "```", ""]
-    versions = ", ".join(f"{k} {v}" for k, v in provenance.get("versions", {}).items())
-    if versions:
-        hardware = provenance["hardware"]
-        lines += [f"Made with {versions}, on {hardware['device']} ({hardware['cpu']}).", ""]
-    settings = json.dumps(record["config"], indent=1, sort_keys=True)
-    lines += [f"After {record['step']} iterations, with these settings:", "", "```json", settings]
-    return "\n".join([*lines, "```"])
+def _named_classes(record: Mapping[str, Any]) -> str:
+    """The classes' WordNet ids, each with its name, in the order of the labels."""
+    ids = record["origin"].get("classes", ())
+    pairs = zip(ids, record["class_names"])
+    return ", ".join(i if i == name else f"{i} ({name})" for i, name in pairs)
+
+
+def _accuracies(record: Mapping[str, Any]) -> str:
+    accuracy, references = record["accuracy"], record["references"]
+    if not accuracy:
+        return ""
+    rows = {
+        "as many random real images": "random",
+        "the images that it grew from": "initial",
+        "this set": "",
+        "all real images": "full",
+    }
+    figures = {**references, "_mean": accuracy["mean"], "_std": accuracy["std"]}
+    return tables.to_markdown(
+        [
+            {
+                "trained on": title,
+                "accuracy": mean_text(figures[f"{kind}_mean"], figures.get(f"{kind}_std")),
+            }
+            for title, kind in rows.items()
+            if f"{kind}_mean" in figures
+        ]
+    )

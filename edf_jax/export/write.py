@@ -9,18 +9,20 @@ python -m edf_jax.export --run=runs/demo --to=tfds           a TFDS folder (arra
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export import huggingface
 from edf_jax.export.formats import (
+    CHOSEN,
     FORMAT,
     describe,
     write_images,
@@ -29,6 +31,7 @@ from edf_jax.export.formats import (
     write_torch,
 )
 from edf_jax.runs.files import RunFiles
+from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 
 # Each fills an empty folder from the set and its record.
@@ -48,6 +51,7 @@ def export(
     out: str | os.PathLike,
     *,
     result: Mapping[str, Any] | None = None,
+    kind: str = "",
 ) -> pathlib.Path:
     """Writes a distilled set in another form; it appears whole or not at all.
 
@@ -57,6 +61,7 @@ def export(
         out: a folder, or with `npz` a file that ends in `.npz`. An earlier export there is
             replaced.
         result: the run's `result.json`, told in the record and on the dataset card.
+        kind: which of the run's sets it is (see `formats.describe`).
 
     Returns:
         `out`.
@@ -68,24 +73,19 @@ def export(
     if to not in FORMATS:
         raise UserError(f"--to={to}: choose one of {', '.join(FORMATS)}")
     out = pathlib.Path(out)
-    record = describe(distilled, result or {})
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    record = describe(distilled, result or {}, kind)
+    (_check_file if to == "npz" else _check_folder)(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if to == "npz":
-            _check_file(out)
-            write_npz(distilled, record, temporary)
-            temporary.replace(out)
-        else:
-            _check_folder(out)
-            temporary.mkdir()
-            _WRITERS[to](distilled, record, temporary)
-            (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-            _replace_folder(temporary, out)
+        with storage.appearing(out) as temporary:
+            if to == "npz":
+                write_npz(distilled, record, temporary)
+            else:
+                temporary.mkdir()
+                _WRITERS[to](distilled, record, temporary)
+                record = {**record, "files": _files(temporary)}
+                (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{out} can't be written: {error.strerror or error}") from error
-    finally:
-        _remove(temporary)
     return out
 
 
@@ -105,43 +105,48 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
     """
     path = pathlib.Path(run)
     distilled = distilled_set.load(path)
+    name = distilled_set.selected(path) if path.is_dir() else path.stem
+    kind = "distilled" if name == "last" else name if name in CHOSEN else ""
     folder = path if path.is_dir() else path.parent
     if folder.name == "distilled":
         folder = folder.parent
     default = folder / "exported" / ("distilled.npz" if to == "npz" else to)
-    return export(distilled, to, out or default, result=RunFiles(folder).result)
+    return export(distilled, to, out or default, result=RunFiles(folder).result, kind=kind)
 
 
 def _check_file(out: pathlib.Path) -> None:
     if out.suffix != ".npz" or out.is_dir():
         raise UserError(f"--out={out}: give a file that ends in .npz")
+    if not out.exists():
+        return
+    try:
+        with np.load(out, allow_pickle=False) as arrays:
+            earlier = json.loads(str(arrays["record"]))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        earlier = False
+    if not earlier:
+        raise UserError(f"--out={out} is no export of ours: give another name")
 
 
 def _check_folder(out: pathlib.Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"--out={out} is a file: give a folder")
     try:
-        earlier = json.loads((out / _RECORD).read_text())["format"] == FORMAT
+        record = json.loads((out / _RECORD).read_text())
+        own = set(record["files"]) if record["format"] == FORMAT else set()
     except (OSError, ValueError, KeyError, TypeError):
-        earlier = False
-    if not earlier:
-        raise UserError(f"--out={out} holds other files: give an empty or new folder")
+        own = set()
+    others = [name for name in _files(out) if name not in own]
+    if others:
+        raise UserError(
+            f"--out={out} holds other files ({others[0]}): give an empty or new folder"
+        )
 
 
-def _replace_folder(new: pathlib.Path, out: pathlib.Path) -> None:
-    old = new.with_suffix(".old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    _remove(old)
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+def _files(folder: pathlib.Path) -> list[str]:
+    """What a folder holds, but for the record."""
+    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return sorted(name for name in files if name != _RECORD)
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from edf_jax.methods.cpd import Selection
+from edf_jax.runtime.shapes import Images, Key, Logits, Scalar, Theta
 from edf_jax.training import microbatch
 
 # (theta [P], images [b, H, W, C], label logits [b, C], mask [b] or None) -> scalar
@@ -77,7 +78,7 @@ class Matching(NamedTuple):
     theta: jax.Array
 
 
-def student_batches(key: jax.Array, num_images: int, batch: int, steps: int) -> StudentBatches:
+def student_batches(key: Key, num_images: int, batch: int, steps: int) -> StudentBatches:
     """Draws the batches of the student's steps.
 
     The images are shuffled and cut into chunks of `batch`, used up last chunk first, then shuffled
@@ -111,8 +112,8 @@ def student_batches(key: jax.Array, num_images: int, batch: int, steps: int) -> 
 
 
 def matching_loss(
-    theta: jax.Array, start: jax.Array, target: jax.Array, select: Selection | None = None
-) -> jax.Array:
+    theta: Theta, start: Theta, target: Theta, select: Selection | None = None
+) -> Scalar:
     """`sum (theta - target)^2 / sum (start - target)^2`, both over the selected parameters.
 
     Args:
@@ -125,17 +126,19 @@ def matching_loss(
     travelled = (start - target) ** 2
     if select is not None:
         kept = lax.stop_gradient(select(distances))
-        distances, travelled = (jnp.where(kept, x, 0) for x in (distances, travelled))
+        of_distances, of_travelled = kept if isinstance(kept, tuple) else (kept, kept)
+        distances = jnp.where(of_distances, distances, 0)
+        travelled = jnp.where(of_travelled, travelled, 0)
     return jnp.sum(distances) / jnp.sum(travelled)
 
 
 def unroll(
     loss: StudentLoss,
     augment: Augment,
-    start: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    alpha: jax.Array,
+    start: Theta,
+    images: Images,
+    labels: Logits,
+    alpha: Scalar | float,
     batches: StudentBatches,
     *,
     axis: str | None = None,
@@ -179,11 +182,11 @@ def _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts) -> jax
 def matching_gradient(
     loss: StudentLoss,
     augment: Augment,
-    start: jax.Array,
-    target: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    alpha: jax.Array,
+    start: Theta,
+    target: Theta,
+    images: Images,
+    labels: Logits,
+    alpha: Scalar | float,
     batches: StudentBatches,
     *,
     select: Selection | None = None,
@@ -227,6 +230,8 @@ def matching_gradient(
     def step_back(carry, inputs):
         v, totals = carry
         theta, batch = inputs
+        # One slice of all steps' parameters, not one in each operation that reads them.
+        theta = lax.optimization_barrier(theta)
         seen, augment_vjp = jax.vjp(lambda x: augment(batch.keys, x), images[batch.indices])
 
         def along_of(_, examples):

@@ -6,7 +6,9 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,15 +18,17 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from edf_jax.matching.gradient import matching_gradient, student_batches
+from edf_jax.matching import gradient
+from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import dsa, family
 from edf_jax.methods.soft_labels import snapshot_labels
 from edf_jax.models import Network
-from edf_jax.runtime.errors import UserError
 from edf_jax.training import losses, microbatch, parallel
 
 # The student ends over thirty times as far from the target as it started.
 DIVERGED_LOSS = 1000.0
+# What an iteration multiplies alpha by at most, where its logarithm is learned.
+_LARGEST_FACTOR = 1.1
 
 
 class Learnable(NamedTuple):
@@ -75,10 +79,38 @@ def outer_optimiser(options) -> optax.GradientTransformation:
             "labels": optax.sgd(options.lr_y, options.momentum_y or None)
             if family.LABELS[options.labels].learned
             else optax.set_to_zero(),
-            "alpha": optax.sgd(options.lr_lr, options.momentum_lr or None),
+            "alpha": ALPHA_STEPS[options.alpha_step](options.lr_lr, options.momentum_lr or None),
         },
         Learnable(*names),
     )
+
+
+def log_sgd(rate: float, momentum: float | None = None) -> optax.GradientTransformation:
+    """SGD on the logarithm of positive parameters: they stay positive, the rate has no unit.
+
+    A step multiplies or divides by at most `_LARGEST_FACTOR`.
+
+    Args:
+        rate: of the logarithm.
+        momentum: as in `optax.sgd`.
+    """
+    plain = optax.sgd(rate, momentum)
+    most = math.log(_LARGEST_FACTOR)
+
+    def update(gradients, state, params):
+        to_logs = jax.tree.map(jnp.multiply, gradients, params)
+        steps, state = plain.update(to_logs, state)
+        factors = jax.tree.map(lambda step: jnp.expm1(jnp.clip(step, -most, most)), steps)
+        return jax.tree.map(jnp.multiply, params, factors), state
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+# `distill.alpha_step`.
+ALPHA_STEPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "plain": optax.sgd,
+    "log": log_sgd,
+}
 
 
 def outer_step(
@@ -122,7 +154,7 @@ def outer_step(
 
 
 def make_iteration(
-    config, network: Network, num_images: int, *, store: str = "nothing"
+    config, network: Network, num_images: int, placement: Placement | None = None
 ) -> Callable:
     """The compiled outer iteration.
 
@@ -130,95 +162,20 @@ def make_iteration(
         config: resolved.
         network: the student's.
         num_images: n.
-        store: as in `matching.matching_gradient` (see `memory.choose_store`).
+        placement: where its work is placed; None leaves it to `place`.
 
     Returns:
         `(state, starts [T, P], targets [T, P], weight [n, H, W, 1], key) -> (state, report)` for
         T trajectories; the report holds `loss`, `skipped` and the gradients' norms.
+
+    Raises:
+        UserError: the network can't have such batches.
     """
     options = config.distill
+    placement = placement or place(config, network, num_images)
+    check_batches(placement, network, num_images)
     optimiser = outer_optimiser(options)
-    select = family.LOSS_MASKS[options.loss_mask](options)
-    labels_of_target = family.LABELS[options.labels].of_target
-
-    batch = min(options.batch_syn, num_images)
-    shares = parallel.data_shares(config, network, batch)
-    mesh = parallel.matching_mesh(config.parallel.trajectory, shares)
-    axis = parallel.DATA if shares > 1 else None
-    check_batches(config, network, num_images)
-    cuts = microbatch.count_parts(network, -(-batch // shares))
-    in_shares = axis is not None or cuts > 1
-
-    def mean_loss(theta, images, labels, mask):
-        logits = network.apply(theta, images, train=True)
-        return losses.soft_cross_entropy(logits, labels, mask)
-
-    def share_of_loss(theta, images, labels, weights):
-        return microbatch.share_of_mean(
-            lambda mask: mean_loss(theta, images, labels, mask), weights
-        )
-
-    student_loss = share_of_loss if in_shares else mean_loss
-
-    def transform(key, images):
-        draws = dsa.draw_dsa(key, batch, strategy=config.augment.strategy, dtype=images.dtype)
-        if axis is not None:
-            uniforms = parallel.share_of_columns(draws.uniforms.T, axis, shares)
-            draws = draws._replace(uniforms=uniforms.T)
-        return dsa.apply_dsa(
-            draws,
-            images,
-            strategy=config.augment.strategy,
-            crop_ratio=config.augment.crop_ratio,
-        )
-
-    def draw_batches(key, dtype):
-        batches = student_batches(key, num_images, options.batch_syn, options.syn_steps)
-        if not in_shares:
-            return batches
-        weights = microbatch.weights_of(batches.mask, batches.indices.shape[1], dtype)
-        weights = jnp.broadcast_to(weights, batches.indices.shape)
-        if axis is None:
-            return batches._replace(mask=weights)
-        share = functools.partial(parallel.share_of_columns, axis=axis, size=shares)
-        return batches._replace(indices=share(batches.indices), mask=share(weights))
-
-    def one(values, start, target, key):
-        if labels_of_target:
-            labels = snapshot_labels(network, target, values.images)
-            values = values._replace(labels=labels)
-        matched = matching_gradient(
-            student_loss,
-            transform,
-            start,
-            target,
-            values.images,
-            values.labels,
-            values.alpha,
-            draw_batches(key, values.images.dtype),
-            select=select,
-            through_steps=family.THROUGH_STEPS[options.gradient],
-            axis=axis,
-            parts=cuts,
-            store=store,
-        )
-        gradients = Learnable(matched.images, matched.labels, matched.alpha)
-        return matched.loss, gradients, values.labels
-
-    def match(values, starts, targets, keys):
-        """The mean over trajectories of loss, gradients and labels."""
-        results = lax.map(lambda t: one(values, *t), (starts, targets, keys))
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
-
-    if mesh is not None:
-        along = P(parallel.TRAJECTORY)
-        match = jax.shard_map(
-            functools.partial(_mean_over_trajectories, match),
-            mesh=mesh,
-            in_specs=(P(), along, along, along),
-            out_specs=P(),
-            check_vma=False,
-        )
+    match = _over_trajectories(Student(config, network, num_images, placement).match, placement)
 
     @jax.jit
     def iteration(state, starts, targets, weight, key):
@@ -227,7 +184,7 @@ def make_iteration(
         state, skipped = outer_step(
             optimiser, state, loss, gradients, weight, options.threshold, decay=options.average
         )
-        if labels_of_target:
+        if family.LABELS[options.labels].of_target:
             labels = jnp.where(skipped, state.values.labels, labels)
             state = state._replace(values=state.values._replace(labels=labels))
         report = {
@@ -243,23 +200,100 @@ def make_iteration(
     return iteration
 
 
-def _mean_over_trajectories(match: Callable, *arguments):
-    return lax.pmean(match(*arguments), parallel.TRAJECTORY)
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """How a config's student learns from the synthetic images, and is matched.
 
-
-def check_batches(config, network: Network, num_images: int) -> None:
-    """Refuses a student's batches that its network can't have.
-
-    Raises:
-        UserError: they would have to be padded or split, and batch norm looks at all of one.
+    Attributes:
+        config: resolved.
+        network: its architecture.
+        num_images: n, synthetic.
+        placement: where its work is placed.
     """
-    batch = min(config.distill.batch_syn, num_images)
-    split = parallel.data_shares(config, network, batch) > 1
-    if network.has_batch_stats and (num_images % batch or split):
-        raise UserError(
-            f"{network.name} has batch norm, so its student's batches can't be padded or split: "
-            f"take a distill.batch_syn that divides the {num_images} synthetic images (now "
-            f"{config.distill.batch_syn}) and parallel.data=1"
+
+    config: Any
+    network: Network
+    num_images: int
+    placement: Placement
+
+    def match(self, values: Learnable, start: jax.Array, target: jax.Array, key: jax.Array):
+        """The matching loss of one trajectory, its gradients, and the labels it was made with."""
+        options = self.config.distill
+        if family.LABELS[options.labels].of_target:
+            values = values._replace(labels=snapshot_labels(self.network, target, values.images))
+        matched = gradient.matching_gradient(
+            self.loss,
+            self.augment,
+            start,
+            target,
+            values.images,
+            values.labels,
+            values.alpha,
+            self.batches(key, values.images.dtype),
+            select=family.LOSS_MASKS[options.loss_mask](options),
+            through_steps=family.THROUGH_STEPS[options.gradient],
+            axis=self.placement.axis,
+            parts=self.placement.microbatches,
+            store=self.placement.store,
+        )
+        gradients = Learnable(matched.images, matched.labels, matched.alpha)
+        return matched.loss, gradients, values.labels
+
+    def loss(self, theta, images, labels, weights) -> jax.Array:
+        """The mean over a batch, or where batches are cut a part's share of it."""
+
+        def mean(mask):
+            logits = self.network.apply(theta, images, train=True)
+            return losses.soft_cross_entropy(logits, labels, mask)
+
+        if self.placement.cuts_batches:
+            return microbatch.share_of_mean(mean, weights)
+        return mean(weights)
+
+    def augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """DSA of a batch, or of this device's share of one whose draws are the whole batch's."""
+        options, placement = self.config.augment, self.placement
+        draws = dsa.draw_dsa(key, placement.batch, strategy=options.strategy, dtype=images.dtype)
+        if placement.axis is not None:
+            columns = parallel.share_of_columns(
+                draws.uniforms.T, placement.axis, placement.data
+            )
+            draws = draws._replace(uniforms=columns.T)
+        return dsa.apply_dsa(
+            draws, images, strategy=options.strategy, crop_ratio=options.crop_ratio
         )
 
+    def batches(self, key: jax.Array, dtype) -> gradient.StudentBatches:
+        """The student's batches; where they are cut, with each image's weight in the mean."""
+        options, placement = self.config.distill, self.placement
+        drawn = gradient.student_batches(key, self.num_images, options.batch_syn, options.syn_steps)
+        if not placement.cuts_batches:
+            return drawn
+        weights = microbatch.weights_of(drawn.mask, drawn.indices.shape[1], dtype)
+        weights = jnp.broadcast_to(weights, drawn.indices.shape)
+        if placement.axis is None:
+            return drawn._replace(mask=weights)
+        share = functools.partial(
+            parallel.share_of_columns, axis=placement.axis, size=placement.data
+        )
+        return drawn._replace(indices=share(drawn.indices), mask=share(weights))
 
+
+def _over_trajectories(match: Callable, placement: Placement) -> Callable:
+    """`(values, starts, targets, keys) ->` the mean over trajectories of what `match` gives."""
+
+    def mean(values, starts, targets, keys):
+        results = lax.map(lambda t: match(values, *t), (starts, targets, keys))
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+
+    mesh = placement.mesh()
+    if mesh is None:
+        return mean
+    along = P(parallel.TRAJECTORY)
+    return jax.shard_map(
+        lambda *arguments: lax.pmean(mean(*arguments), parallel.TRAJECTORY),
+        mesh=mesh,
+        in_specs=(P(), along, along, along),
+        out_specs=P(),
+        check_vma=False,
+    )

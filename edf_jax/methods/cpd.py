@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-# squared distances [P] -> which of them count [P], a constant for differentiation
-Selection = Callable[[jax.Array], jax.Array]
+from edf_jax.runtime.shapes import Selected, Theta
+
+# squared distances [P] -> which of them count [P], a constant for differentiation; or two of that,
+# for the distances and for the way that they are divided by
+Selection = Callable[[Theta], Selected | tuple[Selected, Selected]]
 
 
 def common_pattern_dropout(drop: float) -> Selection | None:
@@ -30,7 +32,7 @@ def common_pattern_dropout(drop: float) -> Selection | None:
     if not drop:
         return None
 
-    def select(distances: jax.Array) -> jax.Array:
+    def select(distances: Theta) -> Selected:
         smallest_kept = jnp.sort(distances)[int(drop * distances.size)]
         return distances >= smallest_kept
 

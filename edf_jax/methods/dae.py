@@ -6,11 +6,13 @@ References:
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from edf_jax.runtime.shapes import Array, Maps
 
 
-def dae_weight(maps: jax.Array, beta: float, threshold: float = 0.0) -> jax.Array:
+def dae_weight(maps: Maps, beta: float, threshold: float = 0.0) -> Float[Array, "n a b 1"]:
     """The weight of discriminative area enhancement: `A + beta` where `A` is high, else 1.
 
     Args:

@@ -20,6 +20,7 @@ from jax import lax
 
 from edf_jax.methods import sampling
 from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.shapes import Images, Key, PerImage
 
 BRIGHTNESS = 1.0
 SATURATION = 2.0
@@ -30,11 +31,11 @@ SCALE_RATIO = 1.2
 ROTATE_DEGREES = 15.0
 
 
-def _per_image(values: jax.Array, images: jax.Array) -> jax.Array:
+def _per_image(values: jax.Array, images: Images) -> jax.Array:
     return values.astype(images.dtype)[:, None, None, None]
 
 
-def brightness(images: jax.Array, u: jax.Array, *, strength: float = BRIGHTNESS) -> jax.Array:
+def brightness(images: Images, u: PerImage, *, strength: float = BRIGHTNESS) -> Images:
     """Add `(u - 1/2) * strength` to each image.
 
     Args:
@@ -48,7 +49,7 @@ def brightness(images: jax.Array, u: jax.Array, *, strength: float = BRIGHTNESS)
     return images + _per_image((u - 0.5) * strength, images)
 
 
-def saturation(images: jax.Array, u: jax.Array, *, strength: float = SATURATION) -> jax.Array:
+def saturation(images: Images, u: PerImage, *, strength: float = SATURATION) -> Images:
     """Scale each pixel's distance from its mean over channels by `strength * u`.
 
     Args and result as in `brightness`.
@@ -59,7 +60,7 @@ def saturation(images: jax.Array, u: jax.Array, *, strength: float = SATURATION)
     return (images - grey) * _per_image(u * strength, images) + grey
 
 
-def contrast(images: jax.Array, u: jax.Array, *, strength: float = CONTRAST) -> jax.Array:
+def contrast(images: Images, u: PerImage, *, strength: float = CONTRAST) -> Images:
     """Scale each image's distance from its mean over pixels and channels by `u + strength`.
 
     Args and result as in `brightness`.
@@ -68,7 +69,7 @@ def contrast(images: jax.Array, u: jax.Array, *, strength: float = CONTRAST) -> 
     return (images - mean) * _per_image(u + strength, images) + mean
 
 
-def crop(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def crop(images: Images, rows: PerImage, columns: PerImage) -> Images:
     """Shift each image, zeros coming in: `out[r, c] = images[r + rows, c + columns]`.
 
     Args:
@@ -86,8 +87,8 @@ def crop(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def cutout(
-    images: jax.Array, rows: jax.Array, columns: jax.Array, *, ratio: float = CUTOUT_RATIO
-) -> jax.Array:
+    images: Images, rows: PerImage, columns: PerImage, *, ratio: float = CUTOUT_RATIO
+) -> Images:
     """Set a rectangle of each image to zero, clipped at the border.
 
     Args:
@@ -109,7 +110,7 @@ def cutout(
     return jnp.where(hole[..., None], 0, images)
 
 
-def flip(images: jax.Array, u: jax.Array, *, probability: float = FLIP_PROBABILITY) -> jax.Array:
+def flip(images: Images, u: PerImage, *, probability: float = FLIP_PROBABILITY) -> Images:
     """Mirror left and right the images whose `u` is below `probability`.
 
     Args:
@@ -124,7 +125,7 @@ def flip(images: jax.Array, u: jax.Array, *, probability: float = FLIP_PROBABILI
 
 
 def scale(
-    images: jax.Array, u_width: jax.Array, u_height: jax.Array, *, ratio: float = SCALE_RATIO
+    images: Images, u_width: PerImage, u_height: PerImage, *, ratio: float = SCALE_RATIO
 ) -> jax.Array:
     """Resize each image about its centre, bilinearly with aligned corners and zeros outside.
 
@@ -142,7 +143,7 @@ def scale(
     """
     height, width = images.shape[1:3]
 
-    def positions(size: int, u: jax.Array) -> jax.Array:
+    def positions(size: int, u: PerImage) -> jax.Array:
         factor = u * (ratio - 1 / ratio) + 1 / ratio
         centre = (size - 1) / 2
         return (jnp.arange(size) - centre) * factor[:, None] + centre
@@ -150,7 +151,7 @@ def scale(
     return sampling.sample_separably(images, positions(height, u_height), positions(width, u_width))
 
 
-def rotate(images: jax.Array, u: jax.Array, *, degrees: float = ROTATE_DEGREES) -> jax.Array:
+def rotate(images: Images, u: PerImage, *, degrees: float = ROTATE_DEGREES) -> Images:
     """Rotate each image about its centre, bilinearly with aligned corners and zeros outside.
 
     Differentiable in reverse mode, in the images alone.
@@ -191,7 +192,7 @@ def _colour(crop_ratio, uniforms, images):
 
 
 def _crop(crop_ratio, uniforms, images):
-    def shift(size: int, u: jax.Array) -> jax.Array:
+    def shift(size: int, u: PerImage) -> jax.Array:
         most = int(crop_ratio * size + 0.5)
         return jnp.floor(u * (2 * most + 1)) - most
 
@@ -202,7 +203,7 @@ def _crop(crop_ratio, uniforms, images):
 def _cutout(crop_ratio, uniforms, images):
     del crop_ratio
 
-    def centre(size: int, u: jax.Array) -> jax.Array:
+    def centre(size: int, u: PerImage) -> jax.Array:
         return jnp.floor(u * (size + 1 - _cutout_side(size, CUTOUT_RATIO) % 2))
 
     height, width = images.shape[1:3]
@@ -258,12 +259,12 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
 
 
 def draw_dsa(
-    key: jax.Array,
+    key: Key,
     n: int,
     *,
     strategy: str = FULL_STRATEGY,
     dtype: jnp.dtype = jnp.float32,
-    op_key: jax.Array | None = None,
+    op_key: Key | None = None,
 ) -> Draws:
     """Draw an op of `strategy`, equally likely, and the draws of `n` images.
 
@@ -286,11 +287,11 @@ def draw_dsa(
 
 def apply_dsa(
     draws: Draws,
-    images: jax.Array,
+    images: Images,
     *,
     strategy: str = FULL_STRATEGY,
     crop_ratio: float = 0.125,
-) -> jax.Array:
+) -> Images:
     """Augment a minibatch by given draws; affine in the images.
 
     For reverse-mode differentiation in the images. The backward pass keeps the draws alone.
@@ -335,12 +336,12 @@ _apply_one_of.defvjp(_apply_forward, _apply_backward)
 
 
 def dsa(
-    key: jax.Array,
-    images: jax.Array,
+    key: Key,
+    images: Images,
     *,
     strategy: str = FULL_STRATEGY,
     crop_ratio: float = 0.125,
-    op_key: jax.Array | None = None,
+    op_key: Key | None = None,
 ) -> jax.Array:
     """`apply_dsa` with draws from `draw_dsa`: one op per call, its own draw per image.
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.shapes import Array, Classes, Images, Key, Maps
 
 NOISE_SAMPLES = 4
 NOISE_STD = 0.3
@@ -23,8 +25,8 @@ ArrayFunction = Callable[[jax.Array], jax.Array]
 
 
 def grad_cam(
-    features: ArrayFunction, classify: ArrayFunction, images: jax.Array, classes: jax.Array
-) -> jax.Array:
+    features: ArrayFunction, classify: ArrayFunction, images: Images, classes: Classes
+) -> Maps:
     """Grad-CAM: channels weighted by the spatial mean of their gradient.
 
     Args:
@@ -45,8 +47,8 @@ def grad_cam(
 
 
 def grad_cam_pp(
-    features: ArrayFunction, classify: ArrayFunction, images: jax.Array, classes: jax.Array
-) -> jax.Array:
+    features: ArrayFunction, classify: ArrayFunction, images: Images, classes: Classes
+) -> Maps:
     """Grad-CAM++, with the exponential of the logit as the score.
 
     The factor `exp(logit)` of the channel weights is one for the whole image, so normalisation
@@ -68,10 +70,10 @@ def grad_cam_pp(
 def smooth_grad_cam_pp(
     features: ArrayFunction,
     classify: ArrayFunction,
-    images: jax.Array,
-    classes: jax.Array,
-    noise: jax.Array,
-) -> jax.Array:
+    images: Images,
+    classes: Classes,
+    noise: Float[Array, "s n h w c"],
+) -> Maps:
     """SmoothGrad-CAM++ as EDF runs it: moments of the gradient over noisy copies of an image.
 
     The channel weights' gradient and the activations that they weigh are those of the last noisy
@@ -104,7 +106,7 @@ def smooth_grad_cam_pp(
 
 
 def _score_gradient(
-    classify: ArrayFunction, activations: jax.Array, classes: jax.Array
+    classify: ArrayFunction, activations: jax.Array, classes: Classes
 ) -> jax.Array:
     """The gradient of each image's class logit in its own feature maps, `[n, h, w, c]`."""
 
@@ -121,7 +123,7 @@ def _normalised_map(weights: jax.Array, activations: jax.Array) -> jax.Array:
     return maps / (jnp.max(maps, axis=(1, 2), keepdims=True) + _EPS)
 
 
-def resize_maps(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize_maps(maps: Maps, size: tuple[int, int]) -> Float[Array, "n H W"]:
     """Resize maps bilinearly, with half-pixel centres and no antialiasing.
 
     Args:
@@ -164,11 +166,11 @@ def class_activation_maps(
     method: str,
     features: ArrayFunction,
     classify: ArrayFunction,
-    images: jax.Array,
-    classes: jax.Array,
+    images: Images,
+    classes: Classes,
     *,
-    key: jax.Array | None = None,
-) -> jax.Array:
+    key: Key | None = None,
+) -> Float[Array, "n h w"]:
     """Class activation maps at the size of the images.
 
     Args:

@@ -7,21 +7,21 @@ References:
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float, Integer
 
 from edf_jax.models import Network
+from edf_jax.runtime.shapes import Array, Classes, Images, Logits, Theta
 
 # Softmax of these logits is exactly one-hot in float32.
 _HARD_LOGIT = 120.0
-
-
 _NOISE_CONFIDENCE = 0.9
+_LABEL_BATCH = 256
 
 
-def average_labels(expert_logits: jax.Array, labels: jax.Array) -> jax.Array:
+def average_labels(expert_logits: Float[Array, "K n C"], labels: Classes) -> Logits:
     """Soft labels: the mean logits of the experts that are right, of all where none is.
 
     Args:
@@ -40,12 +40,14 @@ def average_labels(expert_logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.einsum("kn,knc->nc", weights.astype(expert_logits.dtype), expert_logits)
 
 
-def hard_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+def hard_labels(labels: Integer[np.ndarray, " n"], num_classes: int) -> Float[np.ndarray, "n C"]:
     """Logits whose softmax is one-hot, `[n, C]` float32."""
     return np.float32(_HARD_LOGIT) * np.eye(num_classes, dtype=np.float32)[labels]
 
 
-def smoothed_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+def smoothed_labels(
+    labels: Integer[np.ndarray, " n"], num_classes: int
+) -> Float[np.ndarray, "n C"]:
     """Logits whose softmax is 0.9 on the class and equal elsewhere, `[n, C]` float32."""
     probabilities = np.full(
         (len(labels), num_classes), (1 - _NOISE_CONFIDENCE) / max(num_classes - 1, 1), np.float32
@@ -54,10 +56,7 @@ def smoothed_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.log(probabilities)
 
 
-_LABEL_BATCH = 256
-
-
-def snapshot_labels(network: Network, theta: jax.Array, images: jax.Array) -> jax.Array:
+def snapshot_labels(network: Network, theta: Theta, images: Images) -> Logits:
     """The logits `[n, C]` that a snapshot gives the synthetic images (TESLA's soft labels).
 
     Args:

@@ -1,4 +1,4 @@
-"""The networks that a set is evaluated on: by name, and the pools that papers of the field use."""
+"""The networks that a run trains: by name, and the pools that papers of the field use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(expanded)
 
 
-def find_network(
+def network_for(
     config,
     info,
-    name: str,
+    name: str = MATCHED,
     *,
     width: int = 0,
     batch_norm: bool = False,
@@ -68,33 +68,6 @@ def find_network(
     return build_network(
         name,
         num_classes=num_classes or info.num_classes,
-        image_shape=info.image_shape,
-        convolution=choose_convolution(model.convolution),
-        dtype=devices.compute_dtype(config.precision),
-        **options,
-    )
-
-
-def network_for(config, info, name: str | None = None) -> Network:
-    """The network that a config names, for a dataset's images and classes.
-
-    Args:
-        config: resolved.
-        info: the dataset's `DatasetInfo`.
-        name: another network from the registry; `model.*` then doesn't apply.
-
-    Raises:
-        UserError: the name or an option isn't known, or doesn't fit the images.
-    """
-    model = config.model
-    options = {}
-    if name is None:
-        options = {
-            key: model[key] or None for key in ("width", "depth", "norm", "activation", "pooling")
-        }
-    return build_network(
-        name or model.name,
-        num_classes=info.num_classes,
         image_shape=info.image_shape,
         convolution=choose_convolution(model.convolution),
         dtype=devices.compute_dtype(config.precision),

@@ -115,6 +115,7 @@ class VGG11Features(nn.Module):
                     padding=3 if index == 0 and x.shape[-1] == 1 else 1,
                     convolution=self.convolution,
                     dtype=self.dtype,
+                    bias_cancels=self.norm == "instance",
                     name=f"features.{index}",
                 )
                 x = nn.relu(norm(x, self.norm, name=f"features.{index + 1}", train=train))

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from edf_jax.models.layers import ACTIVATIONS, POOLINGS, conv, norm
+from edf_jax.models.layers import ACTIVATIONS, POOLINGS, InstanceNorm, conv, norm
 
 
 class ConvNetFeatures(nn.Module):
@@ -42,9 +42,13 @@ class ConvNetFeatures(nn.Module):
                 convolution=self.convolution,
                 dtype=self.dtype,
                 name=f"features.{index}",
+                bias_cancels=self.norm == "instance",
             )
-            x = norm(x, self.norm, name=f"features.{index + 1}", train=train)
-            x = POOLINGS[self.pooling](ACTIVATIONS[self.activation](x))
+            if (self.norm, self.activation, self.pooling) == ("instance", "relu", "avg"):
+                x = InstanceNorm(name=f"features.{index + 1}")(x, relu_pool=True)
+            else:
+                x = norm(x, self.norm, name=f"features.{index + 1}", train=train)
+                x = POOLINGS[self.pooling](ACTIVATIONS[self.activation](x))
             index += 2 + (self.norm != "none") + (self.pooling != "none")
         return x
 

@@ -22,6 +22,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from edf_jax.runtime import devices
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Under this many columns (kernel area times channels) one matrix product beats the platform's
 # convolution: measured at batch 100 on two cores, 3 channels by 7x and 32 channels never.
@@ -36,13 +38,13 @@ def choose_convolution(name: str = "auto", platform: str | None = None) -> Calla
 
     Args:
         name: `platform` (XLA's own), `matmul` (this module's) or `auto` (this module's on a CPU).
-        platform: the device kind; the default backend's if None.
+        platform: the device kind; that which work is done on if None.
 
     Returns:
         A function of `lax.conv_general_dilated`'s signature, or None for that function itself.
     """
     if name == "auto":
-        name = "matmul" if (platform or jax.default_backend()) == "cpu" else "platform"
+        name = "matmul" if (platform or devices.platform()) == "cpu" else "platform"
     return {"platform": None, "matmul": conv_general_dilated}[name]
 
 

@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from edf_jax.models import block
+
 NORM_EPSILON = 1e-5
 
 _ZEROS = nn.initializers.zeros  # parameters are drawn by `initialisation`
@@ -29,16 +31,22 @@ def conv(
     stride: int | tuple[int, int] = 1,
     padding: int = 0,
     use_bias: bool = True,
+    bias_cancels: bool = False,
     convolution: Callable | None = None,
     dtype: Any = None,
 ) -> jax.Array:
-    """A square convolution; call inside a compact method."""
-    return nn.Conv(
+    """A square convolution; call inside a compact method.
+
+    With `bias_cancels`, a norm that follows takes any bias away, so none is added and its gradient
+    is zero; it stays a parameter.
+    """
+    layer = _BiasUnused if bias_cancels else nn.Conv
+    return layer(
         features,
         (kernel, kernel),
         strides=stride,
         padding=padding,
-        use_bias=use_bias,
+        use_bias=use_bias and not bias_cancels,
         kernel_init=_ZEROS,
         conv_general_dilated=convolution,
         dtype=dtype,
@@ -46,13 +54,19 @@ def conv(
     )(x)
 
 
+class _BiasUnused(nn.Conv):
+    """A convolution without a bias that has one among its parameters."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        result = super().__call__(inputs)
+        self.param("bias", _ZEROS, (self.features,))
+        return result
+
+
 def linear(x: jax.Array, features: int, *, name: str, dtype: Any = None) -> jax.Array:
     """A linear layer; call inside a compact method."""
     return nn.Dense(features, kernel_init=_ZEROS, dtype=dtype, name=name)(x)
-
-
-def _widened(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _standardise(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
@@ -68,26 +82,43 @@ def _narrowed(result: jax.Array, x: jax.Array) -> jax.Array:
     return result.astype(x.dtype) if jnp.finfo(x.dtype).bits < 32 else result
 
 
+class InstanceNorm(nn.Module):
+    """Instance normalisation of `[n, H, W, C]`, affine per channel (biased variance, eps 1e-5).
+
+    With `relu_pool`, ReLU and 2x2 average pooling are done with it, in fewer passes.
+
+    References:
+        Ulyanov et al., "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, relu_pool: bool = False) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", _ZEROS, (channels,))
+        mean, variance = block.moments(x)
+        factor = jax.lax.rsqrt(variance + NORM_EPSILON) * scale
+        finish = block.affine_relu_pool if relu_pool else block.affine
+        return _narrowed(finish(block.widened(x), factor, bias - mean * factor), x)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of `[n, H, W, C]`, affine per channel (biased variance, eps 1e-5).
-
-    `groups=None` puts each channel in a group of its own, which is instance normalisation.
 
     References:
         Wu and He, "Group Normalization", 2018.
     """
 
-    groups: int | None = None
+    groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", _ZEROS, (channels,))
-        groups = (channels,) if self.groups is None else (self.groups, channels // self.groups)
-        grouped = _widened(x).reshape(*x.shape[:-1], *groups)
-        axes = (1, 2) if self.groups is None else (1, 2, 4)
-        centred, inverse = _standardise(grouped, axes)
+        groups = (self.groups, channels // self.groups)
+        grouped = block.widened(x).reshape(*x.shape[:-1], *groups)
+        centred, inverse = _standardise(grouped, (1, 2, 4))
         # The scale goes on the small factor: its gradient is half the work that way.
         normalised = centred * (inverse * scale.reshape(groups)) + bias.reshape(groups)
         return _narrowed(normalised.reshape(x.shape), x)
@@ -110,7 +141,7 @@ class LayerNorm(nn.Module):
         shape = x.shape[-self.axes :]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", _ZEROS, shape)
-        centred, inverse = _standardise(_widened(x), tuple(range(-self.axes, 0)))
+        centred, inverse = _standardise(block.widened(x), tuple(range(-self.axes, 0)))
         return _narrowed(centred * inverse * scale + bias, x)
 
 
@@ -130,7 +161,7 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", _ZEROS, (channels,))
-        wide = _widened(x)
+        wide = block.widened(x)
         keeps_statistics = self.is_mutable_collection("batch_stats")
         if not train or keeps_statistics:
             running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -158,7 +189,7 @@ def norm(x: jax.Array, kind: str, *, name: str, train: bool) -> jax.Array:
     if kind == "layer":
         return LayerNorm(name=name)(x)
     if kind == "instance":
-        return GroupNorm(name=name)(x)
+        return InstanceNorm(name=name)(x)
     return GroupNorm(groups=int(kind.removeprefix("group")), name=name)(x)
 
 

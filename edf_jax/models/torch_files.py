@@ -119,13 +119,5 @@ def appearing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} is there already: remove it or give another --to")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with storage.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.remove(temporary)
-    try:
+    with storage.appearing(path) as temporary:
         yield temporary
-        with storage.writing(path):
-            temporary.rename(path)
-    finally:
-        storage.remove(temporary)

@@ -179,7 +179,8 @@ def from_state_dict(
                 f"and {shape} in the network; is it of another width or resolution?"
             )
     theta = from_torch(network, [found[torch_name(path)] for path, _ in network.param_table])
-    return theta, stats_from_torch(network, [found[torch_name(path)] for path, _ in network.stats_table])
+    statistics = [found[torch_name(path)] for path, _ in network.stats_table]
+    return theta, stats_from_torch(network, statistics)
 
 
 def _our_name(name: str, expected: Mapping[str, tuple[int, ...]]) -> str:

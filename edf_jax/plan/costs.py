@@ -17,8 +17,8 @@ from jax.extend import core
 # Operations whose results are stored.
 _STORED = frozenset(
     "argmax argmin concatenate cond conv_general_dilated cumsum dot_general dynamic_update_slice "
-    "edf_convolve edf_kernel_gradient gather random_bits reduce_max reduce_min reduce_sum "
-    "reduce_window scan scatter scatter-add sort split while".split()
+    "edf_convolve edf_gated_pool edf_kernel_gradient edf_sum_pixels gather random_bits reduce_max "
+    "reduce_min reduce_sum reduce_window scan scatter scatter-add sort split while".split()
 )
 # Operations that need their operands stored.
 _READS_STORED = frozenset(

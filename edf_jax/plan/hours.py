@@ -24,6 +24,7 @@ from edf_jax.data.describe import describe_dataset
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan import costs
+from edf_jax.runs.files import RunFiles
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 
@@ -86,9 +87,9 @@ def stage_work(
     during = evaluations(options) * from_scratch(
         evaluate.during_num, evaluate.during_epochs or evaluate.epochs
     )
-    # The last set, the best, and the random images after their rates were tried.
+    # The first set, the last, the best, and the random images after their rates were tried.
     tried = len(baseline_rates(evaluate.baseline_rates))
-    final = from_scratch(3 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
+    final = from_scratch(4 * evaluate.num + (tried if tried > 1 else 0), evaluate.epochs)
     each = sum(forward_flops(other) for other in evaluated)
     return Work(training, matching + during * forward, final * each)
 
@@ -104,12 +105,12 @@ def estimate(work: Work, forward: int, device_kind: str, precision: str) -> dict
     """
     found: dict[str, float | None] = {}
     for stage, amount in work._asdict().items():
-        rate = _rate(stage, forward, device_kind, precision)
-        found[stage] = amount / rate / 3600 if rate else None
+        speed = rate(stage, forward, device_kind, precision)
+        found[stage] = amount / speed / 3600 if speed else None
     return found
 
 
-def _rate(stage: str, forward: int, device_kind: str, precision: str) -> float | None:
+def rate(stage: str, forward: float, device_kind: str, precision: str) -> float | None:
     """Operations a second; of a CPU, by its number of cores."""
     fitting = [
         record
@@ -120,10 +121,10 @@ def _rate(stage: str, forward: int, device_kind: str, precision: str) -> float |
     if not fitting:
         return None
     nearest = min(fitting, key=lambda r: abs(math.log(r["forward_mflop"] * 1e6 / forward)))
-    rate = nearest["gflops"] * 1e9
+    speed = nearest["gflops"] * 1e9
     if nearest.get("cores"):
-        rate *= devices.available_cores() / nearest["cores"]
-    return rate
+        speed *= devices.available_cores() / nearest["cores"]
+    return speed
 
 
 @functools.cache
@@ -143,10 +144,10 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
 
     try:
-        config = default_config(**flatten(json.loads((workdir / "config.json").read_text())))
-        result = json.loads((workdir / "result.json").read_text())
+        run = RunFiles(workdir)
+        config, result = default_config(**flatten(run.config)), run.result
         seconds, hardware = result["stages"], result["hardware"]
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
         raise UserError(f"{workdir} holds no finished run ({error})") from None
     data = describe_dataset(config.data)
     network = network_for(config, data)

@@ -9,9 +9,11 @@ other networks.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,11 +23,13 @@ from edf_jax.experts.settings import group_size
 from edf_jax.matching import iteration
 from edf_jax.matching.gradient import STORES
 from edf_jax.matching.pixel_weight import make_weight
+from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import gsam
 from edf_jax.models import Network, build_network
 from edf_jax.plan import costs
+from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
-from edf_jax.training import losses, microbatch, parallel, streaming
+from edf_jax.training import losses, streaming
 from edf_jax.training.trained import TrainedNetwork
 
 # XLA's temporaries over the trace's peak.
@@ -36,8 +40,6 @@ _VECTORS = 3
 _AUGMENTED = 2
 _TEST_BATCH = 256
 _FLOAT = 4
-# How much of a device `distill.store=auto` fills.
-_FILLED = 0.8
 
 
 def _shape(*sizes: int, dtype=jnp.float32) -> Any:
@@ -45,7 +47,8 @@ def _shape(*sizes: int, dtype=jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _key() -> jax.ShapeDtypeStruct:
+def key_shape() -> jax.ShapeDtypeStruct:
+    """A PRNG key to trace with."""
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
@@ -55,7 +58,7 @@ def _bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves if hasattr(x.dtype, "itemsize"))
 
 
-def _iteration_arguments(config, network: Network, num_images: int) -> tuple:
+def iteration_arguments(config, network: Network, num_images: int) -> tuple:
     """Abstract arguments of `make_iteration`'s function."""
     options, size = config.distill, network.image_shape
     values = iteration.Learnable(
@@ -63,7 +66,7 @@ def _iteration_arguments(config, network: Network, num_images: int) -> tuple:
     )
     state = jax.eval_shape(lambda values: iteration.initial_state(options, values), values)
     snapshots = _shape(options.trajectories, network.num_params)
-    return state, snapshots, snapshots, _shape(num_images, *size[:2], 1), _key()
+    return state, snapshots, snapshots, _shape(num_images, *size[:2], 1), key_shape()
 
 
 @functools.cache
@@ -81,7 +84,7 @@ def _matching_step(network: Network, batch: int) -> int:
     return costs.peak_bytes(jax.value_and_grad(slope, (0, 1, 2)), theta, images, labels, theta)
 
 
-def iteration_bytes(config, network: Network, num_images: int, batch: int | None = None) -> int:
+def iteration_bytes(config, network: Network, num_images: int, placement: Placement) -> int:
     """Memory of one outer iteration on one device: arguments, results and temporaries.
 
     Temporaries are the activations of one step under grad of jvp, N parameter vectors, a batch's
@@ -91,31 +94,26 @@ def iteration_bytes(config, network: Network, num_images: int, batch: int | None
         config: resolved.
         network: the student's.
         num_images: n.
-        batch: another `distill.batch_syn`.
+        placement: of its work.
     """
     options = config.distill
-    batch = min(batch or options.batch_syn, num_images)
-    shares = parallel.data_shares(config, network, batch)
-    share = math.ceil(batch / shares)
-    at_once = math.ceil(share / microbatch.count_parts(network, share))
-    trajectories = options.trajectories // config.parallel.trajectory
-    arguments = _iteration_arguments(config, network, num_images)
-    step = int(_MATCHING * _matching_step(network, at_once))
+    at_once = math.ceil(placement.share / placement.microbatches)
+    trajectories = options.trajectories // placement.trajectory
+    arguments = iteration_arguments(config, network, num_images)
     on_each = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
-        + step
-        + _AUGMENTED * _bytes(_shape(share, *network.image_shape))
+        + int(_MATCHING * _matching_step(network, at_once))
+        + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)
+        + stored_bytes(config, network, placement.batch, placement.store)
     )
-    if options.store not in ("auto", "nothing"):
-        on_each += stored_bytes(config, network, batch, options.store)
-    return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(config, shares) * on_each
+    return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
 
-def _devices_on_host(config, shares: int) -> int:
+def _devices_on_host(placement: Placement) -> int:
     """How many of a mesh's devices share one memory."""
-    on_cpu = jax.default_backend() == "cpu"
-    together = config.parallel.trajectory * shares // jax.process_count()
+    on_cpu = devices.platform() == "cpu"
+    together = placement.trajectory * placement.data // jax.process_count()
     return max(1, together) if on_cpu else 1
 
 
@@ -146,49 +144,41 @@ def stored_bytes(config, network: Network, batch: int, store: str) -> int:
     return config.distill.syn_steps * _bytes(jax.eval_shape(residuals, theta, images, labels))
 
 
-def choose_store(config, network: Network, num_images: int, room: int | None) -> str:
-    """Which of `matching.STORES` an iteration uses.
+def place_iteration(config, network: Network, num_images: int) -> Placement:
+    """Where an iteration's work is placed, and what is stored of its steps.
 
     Args:
-        config: resolved; `distill.store=auto` takes the most that fits on one accelerator, and
-            nothing on a CPU, where keeping takes as long as computing again.
+        config: resolved; `distill.store=auto` is nothing: on a CPU keeping takes longer than
+            computing again, and compiled for an H100 it moves a third more bytes.
         network: the student's.
         num_images: n.
-        room: the device's memory in bytes; None if unknown.
 
     Raises:
-        UserError: something is to be stored of a batch that is split over devices.
+        UserError: the network can't have such batches, or something is to be stored of a batch
+            that is split over devices.
     """
-    options = config.distill
-    batch = min(options.batch_syn, num_images)
-    split = parallel.data_shares(config, network, batch) > 1
-    if options.store != "auto":
-        if split and options.store != "nothing":
-            raise UserError(
-                f"distill.store={options.store} is for a batch on one device: set "
-                f"parallel.data=1 (now {config.parallel.data})"
-            )
-        return options.store
-    if split or room is None or jax.default_backend() == "cpu":
-        return "nothing"
-    needed = iteration_bytes(config, network, num_images)
-    for store in ("everything", "products"):
-        if needed + stored_bytes(config, network, batch, store) <= _FILLED * room:
-            return store
-    return "nothing"
+    wanted = config.distill.store
+    placement = place(config, network, num_images)
+    check_batches(placement, network, num_images)
+    if wanted in ("auto", "nothing"):
+        return placement
+    if placement.data > 1:
+        raise UserError(
+            f"distill.store={wanted} is for a batch on one device: set parallel.data=1 (now "
+            f"{config.parallel.data})"
+        )
+    return dataclasses.replace(placement, store=wanted)
 
 
 def compiled_iteration_bytes(config, network: Network, num_images: int) -> int | None:
     """The same by XLA's account of the compiled iteration; None where the platform gives none."""
-    shares = parallel.data_shares(config, network, min(config.distill.batch_syn, num_images))
-    step: Any = iteration.make_iteration(
-        config, network, num_images, store=choose_store(config, network, num_images, None)
-    )
-    compiled = step.lower(*_iteration_arguments(config, network, num_images)).compile()
+    placement = place_iteration(config, network, num_images)
+    step: Any = iteration.make_iteration(config, network, num_images, placement)
+    compiled = step.lower(*iteration_arguments(config, network, num_images)).compile()
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    return _devices_on_host(config, shares) * (
+    return _devices_on_host(placement) * (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -200,18 +190,31 @@ def maps_bytes(config, network: Network, num_images: int) -> int:
     """Memory of the class activation maps of all synthetic images; 0 where none are made."""
     if config.distill.pixel_weight != "dae":
         return 0
-    if config.cam.weights:
-        network = build_network(
-            "ResNet18BNImageNet", num_classes=1000, image_shape=network.image_shape
-        )
-    return _maps(network, num_images, config.cam.method)
+    return _maps(_cam_network(config, network), num_images, config.cam.method)
+
+
+def _cam_network(config, network: Network) -> Network:
+    if not config.cam.weights:
+        return network
+    return build_network("ResNet18BNImageNet", num_classes=1000, image_shape=network.image_shape)
 
 
 @functools.cache
 def _maps(network: Network, num_images: int, method: str) -> int:
+    function, arguments = _maps_of(network, num_images, method)
+    return _bytes(arguments) + int(_FORWARD * costs.peak_bytes(function, *arguments))
+
+
+def maps_program(config, network: Network, num_images: int) -> tuple[Callable, tuple]:
+    """The jitted function of class activation maps, and abstract arguments."""
+    function, arguments = _maps_of(_cam_network(config, network), num_images, config.cam.method)
+    return jax.jit(function), arguments
+
+
+def _maps_of(network: Network, num_images: int, method: str) -> tuple[Callable, tuple]:
     cam = types.SimpleNamespace(method=method, beta=1.0, threshold=0.0)
     config = types.SimpleNamespace(cam=cam)
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     images, labels = (
         _shape(num_images, *network.image_shape),
         _shape(num_images, network.num_classes),
@@ -222,14 +225,13 @@ def _maps(network: Network, num_images: int, method: str) -> int:
         cam = TrainedNetwork(network, theta, batch_stats, "")
         return make_weight(config, cam)(values, key)
 
-    arguments = (theta, batch_stats, values, _key())
-    return _bytes(arguments) + int(_FORWARD * costs.peak_bytes(weigh, *arguments))
+    return weigh, (theta, batch_stats, values, key_shape())
 
 
 @functools.cache
 def _training_step(network: Network, batch: int, *, soft: bool, ascends: bool) -> int:
     """Memory of one network's training step or test, whichever takes more."""
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     images = _shape(batch, *network.image_shape)
     targets = _shape(batch, network.num_classes) if soft else _shape(batch, dtype=jnp.int32)
     loss_of = losses.soft_cross_entropy if soft else losses.hard_cross_entropy
@@ -253,12 +255,12 @@ def _training_step(network: Network, batch: int, *, soft: bool, ascends: bool) -
 def _networks_bytes(network: Network, count: int, has_momentum: bool, step: int) -> int:
     """Memory of several networks in training on one device (`training.for_each_network`).
 
-    Their states come in and go out; on a CPU one network at a time has activations.
+    Their states come in and go out; but on a TPU one network at a time has activations.
     """
-    on_each = math.ceil(count / jax.device_count())
-    theta, batch_stats = jax.eval_shape(network.init, _key())
+    on_each = math.ceil(count / len(devices.all_devices()))
+    theta, batch_stats = jax.eval_shape(network.init, key_shape())
     state = (1 + has_momentum) * _bytes(theta) + _bytes(batch_stats)
-    at_once = 1 if jax.default_backend() == "cpu" else on_each
+    at_once = on_each if devices.platform() == "tpu" else 1
     return 2 * count * state + at_once * step
 
 
@@ -307,6 +309,7 @@ def fitting_batch(config, network: Network, num_images: int, room: int) -> int |
     batch = min(config.distill.batch_syn, num_images)
     while batch > 1:
         batch //= 2
-        if iteration_bytes(config, network, num_images, batch) <= room:
+        placement = place(config, network, num_images, batch)
+        if iteration_bytes(config, network, num_images, placement) <= room:
             return batch
     return None

@@ -6,18 +6,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
 from typing import Any
 
 from edf_jax.config import files
-from edf_jax.config.resolve import METHODS, SCHEMA, flatten, network_list
+from edf_jax.config.resolve import (
+    METHODS,
+    SCHEMA,
+    autos,
+    flatten,
+    network_list,
+    reckoned,
+)
+from edf_jax.data import whitening
+from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.describe import describe_dataset
+from edf_jax.data.load import find_cache_dir
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
-from edf_jax.matching import iteration
-from edf_jax.models.choose import find_network, network_for
+from edf_jax.matching.placement import place
+from edf_jax.models.choose import network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
 from edf_jax.runtime import devices
@@ -46,6 +57,7 @@ class Plan:
         device: where it would compute.
         hours: of each stage; None where no rate is known.
         warnings: what would go wrong, each with what would do.
+        autos: keys whose numbers are found from the data; `config` has usual ones for them.
     """
 
     config: Any
@@ -61,6 +73,7 @@ class Plan:
     device: Any
     hours: dict[str, float | None]
     warnings: tuple[str, ...]
+    autos: tuple[str, ...] = ()
 
 
 def describe(config, workdir: pathlib.Path | str, *, compile: bool = False) -> str:
@@ -94,18 +107,18 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
-
+    asked, config = config, reckoned(config)
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
-        find_network(config, data, name, width=options.width)
+        network_for(config, data, name, width=options.width)
         for name in network_list(options.networks) or [""]
     ]
     num_images = config.distill.ipc * data.num_classes
     _check_sizes(config, data, num_images)
+    placement = place(config, network, num_images)
     if not options.distilled:
-        iteration.check_batches(config, network, num_images)
-        memory.choose_store(config, network, num_images, None)
+        placement = memory.place_iteration(config, network, num_images)
 
     experts = config.experts
     per_snapshot = 4 * network.num_params * (2 if experts.momentum else 1)
@@ -119,7 +132,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     during = memory.evaluation_bytes(config, network, num_images, data.num_test, options.during_num)
     needs = {
         "experts": memory.experts_bytes(config, network, data.num_train, data.num_test),
-        "iteration": memory.iteration_bytes(config, network, num_images),
+        "iteration": memory.iteration_bytes(config, network, num_images, placement),
         "maps": memory.maps_bytes(config, network, num_images),
         "evaluation": max(*evaluation, during),
     }
@@ -144,6 +157,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         device=device,
         hours=hours.estimate(work, hours.forward_flops(network), device.kind, config.precision),
         warnings=(),
+        autos=autos(flatten(asked)),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(plan)))
 
@@ -179,7 +193,8 @@ def _warnings(plan: Plan) -> list[str]:
     warnings = []
     options, experts = config.distill, config.experts
     steps = options.expert_epochs * -(-plan.data.num_train // experts.batch)
-    if options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
+    found = "distill.lr_teacher" in plan.autos
+    if not found and options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
         warnings.append(
             f"a student takes {options.syn_steps} steps where an expert takes {steps}, so most "
             "matching losses will be over distill.threshold and teach nothing: lower experts.batch "
@@ -192,6 +207,7 @@ def _warnings(plan: Plan) -> list[str]:
             f"the experts don't fit on the disk ({_size(plan.disk_free)} free): set experts.num or "
             "experts.epochs lower, or experts.dir to another disk"
         )
+    warnings += _zca_warnings(plan)
     if room is None:
         return warnings
     too_large = [stage for stage, need in plan.memory.items() if need > room]
@@ -212,6 +228,21 @@ def _warnings(plan: Plan) -> list[str]:
         warnings.append(
             f"evaluation doesn't fit into {_size(room)}: lower evaluate.num or evaluate.batch"
         )
+    return warnings
+
+
+def _zca_warnings(plan: Plan) -> list[str]:
+    if not plan.config.data.zca:
+        return []
+    size = math.prod(plan.data.image_shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _disk_free(find_cache_dir(plan.config.data))
+    advice = "set data.zca=False or take a smaller data.resolution"
+    warnings = []
+    if whitening.fit_bytes(size) > memory:
+        warnings.append(f"ZCA doesn't fit into the host's {_size(memory)}: {advice}")
+    if free is not None and whitening.stored_bytes(size) > free:
+        warnings.append(f"the ZCA matrices don't fit on the data cache's disk: {advice}")
     return warnings
 
 
@@ -271,11 +302,18 @@ def _run_lines(plan: Plan) -> list[str]:
         settings = f"unpublished: settings of {of}"
     else:
         settings = f"settings of EDF's config ({of}), not published for {method}"
+    if is_fastai(plan.data.name):
+        settings += ", here with another split of the images"
     changed = ", ".join(_changed(config))
-    return [
+    lines = [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
         + (f", changed in {changed}" if changed else "")
     ]
+    if plan.autos:
+        lines.append(
+            f"found from the data: {', '.join(plan.autos)}; what follows reckons with usual numbers"
+        )
+    return lines
 
 
 def _changed(config) -> list[str]:
@@ -306,8 +344,13 @@ def _data_lines(plan: Plan) -> list[str]:
         f"class; {data.counts})"
     ]
     if plan.config.data.zca:
-        side = height * width * channels
-        lines.append(f"whitened: a matrix of {_size(4 * side * side)}")
+        size = math.prod(data.image_shape)
+        lines.append(
+            f"whitened (ZCA): fitting takes {_size(whitening.fit_bytes(size))} of the host's "
+            f"memory, the matrix and its inverse {_size(whitening.stored_bytes(size))} on disk"
+        )
+    if is_fastai(data.name):
+        lines.append("split as fast.ai does: not to be set beside figures of the published set")
     lines.append(f"found: {data.location}" if data.available else f"not there: {data.advice}")
     return lines
 

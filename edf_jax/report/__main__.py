@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edf_jax.report import comparison
-from edf_jax.report import tables as run_table
 from edf_jax.report.page import write_report
-from edf_jax.runtime import console
+from edf_jax.report.tables import run_table
+from edf_jax.runtime import console, tables
 from edf_jax.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: one run writes its report, several make one table."""
+    """Runs the command; returns its exit status (2 for a user's mistake, told in one line)."""
     parser = console.Parser(
         prog="python -m edf_jax.report",
         description="One run: writes its report.html. Several: one table over them, in Markdown.",
@@ -30,34 +30,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (its --workdir)")
     parser.add_argument("--table", action="store_true", help="a table, even of one run")
     parser.add_argument("--csv", action="store_true", help="a table as comma-separated values")
-    try:
+
+    def run() -> int:
         options = parser.parse_args(arguments)
-        first = Path(options.runs[0])
         one = len(options.runs) == 1 and not (options.csv or options.table)
-        if one and not comparison.is_comparison(first):
-            print(write_report(options.runs[0]))
-            return 0
-        print(_tables(options.runs, options.csv), end="")
-    except UserError as error:
-        print(f"edf_jax.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+        try:
+            if one and not comparison.is_comparison(Path(options.runs[0])):
+                print(write_report(options.runs[0]))
+            else:
+                print(_tables(options.runs, options.csv), end="")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Files of strangers hold whatever they like.
+            told = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{', '.join(options.runs)}: a file holds what edf_jax doesn't write ({told})"
+            ) from error
+        return 0
+
+    return console.exit_status(run, name="edf_jax.report")
 
 
 def _tables(folders: Sequence[str], as_csv: bool) -> str:
     """A table of each comparison, and one over all other runs."""
-    tables, runs = [], []
+    written, runs = [], []
     for folder in folders:
         if not comparison.is_comparison(Path(folder)):
             runs.append(folder)
             continue
         title, rows = comparison.load(Path(folder))
         head = f"{title} ({Path(folder).name})\n\n"
-        tables.append(comparison.to_csv(rows) if as_csv else head + comparison.to_markdown(rows))
+        written.append(comparison.to_csv(rows) if as_csv else head + comparison.to_markdown(rows))
     if runs:
-        lines = run_table.run_table(runs)
-        tables.append(run_table.to_csv(lines) if as_csv else run_table.to_markdown(lines))
-    return "\n".join(tables)
+        lines = run_table(runs)
+        written.append(tables.to_csv(lines) if as_csv else tables.to_markdown(lines))
+    return "\n".join(written)
 
 
 if __name__ == "__main__":

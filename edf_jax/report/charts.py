@@ -38,6 +38,7 @@ _CHART_INCHES = (3.9, 2.5)
 _MOST_BARS = 80
 # Okabe and Ito's, of which any two are told apart by colour-blind readers too.
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+_STRONG = {"fontsize": 8.5, "fontweight": "bold"}
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1)))
 
 
@@ -69,18 +70,10 @@ def loss_curve(
         _label(axes, f"skipped above {threshold:g}", threshold, theme.muted, theme, at_right=True)
     if skipped.any():
         heights = np.where(np.isfinite(loss), loss, np.inf)[skipped].clip(None, 0.985 * high)
-        axes.scatter(
-            steps[skipped],
-            heights,
-            s=size + 4,
-            marker="x",
-            color=theme.skipped,
-            linewidths=0.9,
-            label=f"skipped: {skipped.sum()} of {len(steps)}",
-        )
-        axes.legend(
-            loc="lower left", frameon=False, labelcolor=theme.ink, fontsize=8, handletextpad=0.1
-        )
+        label = f"skipped: {skipped.sum()} of {len(steps)}"
+        style = {"s": size + 4, "marker": "x", "color": theme.skipped, "linewidths": 0.9}
+        axes.scatter(steps[skipped], heights, label=label, **style)
+        axes.legend(loc="lower left", handletextpad=0.1, **_legend(theme))
     return png(figure)
 
 
@@ -122,16 +115,9 @@ def accuracy_curve(
             at_right = reference is random
             _label(axes, f"{name} {centre:.1f}", centre, colour, theme, at_right=at_right)
     best = int(np.nanargmax(mean))
-    axes.annotate(
-        f"{mean[best]:.1f}",
-        (steps[best], mean[best]),
-        xytext=(0, 6),
-        textcoords="offset points",
-        ha="right" if best == len(mean) - 1 and best else "center",
-        color=theme.distilled,
-        fontsize=8.5,
-        fontweight="bold",
-    )
+    place = {"xy": (steps[best], mean[best]), "xytext": (0, 6), "textcoords": "offset points"}
+    side = "right" if best == len(mean) - 1 and best else "center"
+    axes.annotate(f"{mean[best]:.1f}", **place, ha=side, color=theme.distilled, **_STRONG)
     axes.margins(y=0.14)
     return png(figure)
 
@@ -150,18 +136,9 @@ def expert_accuracy(epochs, accuracy, *, theme: Theme = LIGHT) -> bytes:
     mean = np.ma.masked_invalid(accuracy).mean(axis=0).filled(np.nan)
     axes.plot(epochs, mean, color=theme.full, linewidth=2.0)
     last = np.flatnonzero(np.isfinite(mean))[-1]
-    text = f"mean {mean[last]:.1f}"
     # The curve rises, so this corner is free.
-    axes.text(
-        0.985,
-        0.06,
-        text,
-        transform=axes.transAxes,
-        ha="right",
-        color=theme.full,
-        fontsize=8.5,
-        fontweight="bold",
-    )
+    corner = {"transform": axes.transAxes, "ha": "right"}
+    axes.text(0.985, 0.06, f"mean {mean[last]:.1f}", color=theme.full, **corner, **_STRONG)
     axes.margins(y=0.1)
     return png(figure)
 
@@ -209,37 +186,20 @@ def comparison(
         is drawn strongest.
       title: of the chart.
     """
-    from matplotlib.figure import Figure
-
-    height = 1.1 + 0.3 * len(labels)
-    figure = Figure((_CHART_INCHES[0] + 1.2, height), dpi=DPI, layout="constrained")
-    figure.set_facecolor(theme.background)
-    axes = figure.subplots()
-    _bare(axes, theme, grid="x")
+    size = (_CHART_INCHES[0] + 1.2, 1.1 + 0.3 * len(labels))
+    figure, axes = _lying_chart(title, size, theme, fontsize=9)
     places = np.arange(len(labels))[::-1]
     colours = (theme.distilled, theme.random, theme.full)
     for index, (name, figures) in enumerate(series.items()):
         mean, std = np.asarray(figures, float).T
         offset = 0.2 * (index - (len(series) - 1) / 2)
-        axes.errorbar(
-            mean,
-            places - offset,
-            xerr=std,
-            fmt="o" if index == 0 else "s",
-            markersize=5 if index == 0 else 3.5,
-            color=colours[index % len(colours)],
-            elinewidth=1.2,
-            capsize=2,
-            label=name,
-        )
+        style = {"color": colours[index % len(colours)], "elinewidth": 1.2, "capsize": 2}
+        marker = {"fmt": "s", "markersize": 3.5} if index else {"fmt": "o", "markersize": 5}
+        axes.errorbar(mean, places - offset, xerr=std, label=name, **style, **marker)
     axes.set_yticks(places, labels, color=theme.ink, fontsize=8.5)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     if len(series) > 1:
-        figure.legend(
-            loc="outside lower right", ncols=len(series), frameon=False, labelcolor=theme.ink,
-            fontsize=8,
-        )
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=9, fontweight="bold", wrap=True)
+        figure.legend(loc="outside lower right", ncols=len(series), **_legend(theme))
     return png(figure)
 
 
@@ -260,10 +220,9 @@ def curves(
         dashes = _DASHES[index // len(_SERIES) % len(_DASHES)]
         colour = _SERIES[index % len(_SERIES)]
         axes.fill_between(places, mean - std, mean + std, color=colour, alpha=0.1, linewidth=0)
-        axes.plot(
-            places, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=label
-        )
-    figure.legend(loc="outside right upper", frameon=False, labelcolor=theme.ink, fontsize=8)
+        style = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 3}
+        axes.plot(places, mean, label=label, **style)
+    figure.legend(loc="outside right upper", **_legend(theme))
     axes.margins(y=0.1)
     return png(figure)
 
@@ -284,35 +243,23 @@ def bars(
       marks: of each, a word that bars of one colour share, or "".
       title: of the chart.
     """
-    from matplotlib.figure import Figure
-
     shown = list(range(len(labels)))
     if len(shown) > _MOST_BARS:
         half = _MOST_BARS // 2
         shown = shown[:half] + shown[-half:]
         title = f"{title} (the {half} highest and lowest of {len(labels)})"
-    figure = Figure(
-        (_CHART_INCHES[0], 0.9 + 0.17 * len(shown)), dpi=DPI // 2, layout="constrained"
-    )
-    figure.set_facecolor(theme.background)
-    axes = figure.subplots()
-    _bare(axes, theme, grid="x")
+    size = (_CHART_INCHES[0], 0.9 + 0.17 * len(shown))
+    figure, axes = _lying_chart(title, size, theme, fontsize=8, dpi=DPI // 2)
     colours = dict(zip(sorted({mark for mark in marks if mark}), (theme.full, theme.random)))
     for mark in dict.fromkeys(marks[i] for i in shown):
         rows = [row for row, i in enumerate(shown) if marks[i] == mark]
-        axes.barh(
-            [-row for row in rows],
-            [values[shown[row]] for row in rows],
-            color=colours.get(mark, theme.distilled),
-            label=mark or None,
-            height=0.7,
-        )
+        colour, lengths = colours.get(mark, theme.distilled), [values[shown[row]] for row in rows]
+        axes.barh([-row for row in rows], lengths, color=colour, label=mark or None, height=0.7)
     axes.set_yticks([-row for row in range(len(shown))], [labels[i] for i in shown])
     axes.tick_params(axis="y", labelcolor=theme.ink, labelsize=6.5)
     axes.set_ylim(0.6 - len(shown), 0.6)
     if colours:
-        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=7, loc="lower right")
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=8, fontweight="bold", wrap=True)
+        axes.legend(loc="lower right", **{**_legend(theme), "fontsize": 7})
     return png(figure)
 
 
@@ -324,6 +271,23 @@ def _bare(axes, theme: Theme, *, grid: str) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.muted)
+
+
+def _legend(theme: Theme) -> dict[str, Any]:
+    return {"frameon": False, "labelcolor": theme.ink, "fontsize": 8}
+
+
+def _lying_chart(title: str, size: tuple[float, float], theme: Theme, *, fontsize: float, dpi=DPI):
+    """A figure and its axes, of which the lines run from left to right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, dpi=dpi, facecolor=theme.background, layout="constrained")
+    axes = figure.subplots()
+    _bare(axes, theme, grid="x")
+    axes.set_title(
+        title, loc="left", color=theme.ink, fontsize=fontsize, fontweight="bold", wrap=True
+    )
+    return figure, axes
 
 
 def _chart(title: str, x_label: str, theme: Theme, **grid: Any):
@@ -347,21 +311,23 @@ def _label(axes, text: str, y: float, colour: str, theme: Theme, at_right: bool 
     """Words on a horizontal line at an edge, on a ground that keeps them readable."""
     from matplotlib.transforms import blended_transform_factory
 
-    axes.text(
-        0.985 if at_right else 0.015,
-        y,
-        text,
-        ha="right" if at_right else "left",
-        transform=blended_transform_factory(axes.transAxes, axes.transData),
-        color=colour,
-        fontsize=8,
-        va="center",
-        bbox={"facecolor": theme.background, "edgecolor": "none", "pad": 1.2},
-    )
+    x, side = (0.985, "right") if at_right else (0.015, "left")
+    place = {"transform": blended_transform_factory(axes.transAxes, axes.transData), "ha": side}
+    ground = {"facecolor": theme.background, "edgecolor": "none", "pad": 1.2}
+    axes.text(x, y, text, **place, va="center", color=colour, fontsize=8, bbox=ground)
 
 
 def png(figure) -> bytes:
-    """A figure as the bytes of a PNG; the same arrays give the same bytes."""
+    """A figure as the bytes of a PNG; the same arrays give the same bytes.
+
+    No figure here holds formulas; names of classes and folders may look like some.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

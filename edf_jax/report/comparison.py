@@ -1,25 +1,24 @@
-"""The table of a comparison: gathered from its cells' results, written in four forms."""
+"""The table of a comparison: gathered from its runs' results, written in four forms."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edf_jax.report import charts, tables
-from edf_jax.runs.files import selected, write_file
-from edf_jax.runs.grid import Cell, Plan
+from edf_jax.report import charts
+from edf_jax.runs.files import RunFiles, selected
+from edf_jax.runs.grid import Grid, GridRun
 from edf_jax.runs.metrics import read_metrics
-from edf_jax.runs.statistics import interval95
-from edf_jax.runtime import storage
+from edf_jax.runs.statistics import interval95, interval_text, mean_text
+from edf_jax.runtime import storage, tables
 from edf_jax.runtime.errors import UserError
 
-_PLAN_FILE = "comparison.json"
-# Stages that cells share, or that come to nothing.
+_FILE = "comparison.json"
+# Stages that runs share, or that come to nothing.
 _NOT_THE_METHODS = ("set-up", "prepare", "experts", "report")
 
 
@@ -55,7 +54,7 @@ class Figure:
 
     @property
     def text(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f}"
+        return mean_text(self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,8 @@ class Row:
         seconds: of distilling and evaluating, a run's mean; without the experts.
         memory: the largest resident size of a run, in MiB.
         device_memory: the most that an accelerator held, in MiB.
-        experts: the name of the cell that trained them, and its seconds.
+        experts: the name of the run that trained them, and its seconds.
+        initial: of the images that each run started from; None where it wasn't measured.
     """
 
     label: str
@@ -82,6 +82,7 @@ class Row:
     memory: float
     device_memory: float | None
     experts: tuple[str, float] | None
+    initial: Figure | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
@@ -95,7 +96,8 @@ class Row:
             "seeds": len(self.last.by_seed),
             "networks": sum(len(values) for values in self.last.by_seed),
         }
-        for name, figure in (("best_on_test", self.best), ("average", self.average)):
+        others = {"best_on_test": self.best, "average": self.average, "initial": self.initial}
+        for name, figure in others.items():
             figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
             figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
         return {
@@ -109,11 +111,11 @@ class Row:
 
     def cells(self) -> dict[str, str]:
         """The line as people read it, by column."""
-        low_high = self.last.interval
         return {
             "method": self.label,
+            "initial images, %": "" if self.initial is None else self.initial.text,
             "test accuracy, %": self.last.text,
-            "95% interval": "–" if low_high is None else "{:.1f} to {:.1f}".format(*low_high),
+            "95% interval": interval_text(self.last.interval),
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
             "seconds": f"{self.seconds:.0f}",
@@ -123,30 +125,26 @@ class Row:
         }
 
 
-def gather(plan: Plan) -> list[Row]:
-    """The rows of a plan whose cells are all finished."""
+def gather(grid: Grid) -> list[Row]:
+    """The rows of a grid whose runs are all finished."""
     return [
-        _row(label, [plan.cells[identity] for identity in ids], plan)
-        for label, ids in plan.rows.items()
+        _row(label, [grid.runs[identity] for identity in ids], grid)
+        for label, ids in grid.rows.items()
     ]
 
 
-def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
-    results = [_result(cell) for cell in cells]
-    kind = cells[0].baseline or selected(results[0])
-    trainers = {
-        plan.experts[identity]
-        for identity, cell in plan.cells.items()
-        if cell in cells and identity in plan.experts
-    }
+def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
+    results = [_result(run) for run in runs]
+    kind = runs[0].baseline or selected(results[0])
     experts = None
-    for identity in trainers:
-        trainer = plan.cells[identity]
-        experts = trainer.name, float(_result(trainer)["stages"].get("experts", 0.0))
+    for identity, run in grid.runs.items():
+        if run in runs and identity in grid.experts:
+            trainer = grid.runs[grid.experts[identity]]
+            experts = trainer.name, float(_result(trainer)["stages"].get("experts", 0.0))
     device = [m for result in results if (m := result.get("peak_device_memory_mb")) is not None]
     last = _figure(results, kind)
     if last is None:
-        raise UserError(f"{cells[0].workdir} has no result of kind {kind}: remove it")
+        raise UserError(f"{runs[0].workdir} has no result of kind {kind}: remove it")
     return Row(
         label,
         last,
@@ -156,6 +154,7 @@ def _row(label: str, cells: Sequence[Cell], plan: Plan) -> Row:
         max(result["peak_memory_mb"] for result in results),
         max(device, default=None),
         experts,
+        _figure(results, "initial"),
     )
 
 
@@ -171,76 +170,78 @@ def _figure(results: Sequence[dict[str, Any]], kind: str) -> Figure | None:
     return Figure(tuple(tuple(result[name]) for result in results))
 
 
-def _result(cell: Cell) -> dict[str, Any]:
-    try:
-        return json.loads((cell.workdir / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{cell.workdir / 'result.json'} can't be read: remove it") from error
+def _result(run: GridRun) -> dict[str, Any]:
+    result = RunFiles(run.workdir).result
+    if not result:
+        raise UserError(f"{run.workdir / 'result.json'} is missing: compare again")
+    return result
 
 
-def save_plan(plan: Plan, workdir: pathlib.Path) -> None:
+def save_grid(grid: Grid, workdir: pathlib.Path) -> None:
     """Writes `comparison.json`, from which `load` makes the table again."""
     cells = {
         identity: {
-            "name": cell.name,
-            "folder": cell.workdir.relative_to(workdir).as_posix(),
-            "kind": cell.kind,
-            "baseline": cell.baseline,
+            "name": run.name,
+            "folder": run.workdir.relative_to(workdir).as_posix(),
+            "kind": run.kind,
+            "baseline": run.baseline,
         }
-        for identity, cell in plan.cells.items()
+        for identity, run in grid.runs.items()
     }
-    what = {"title": plan.title, "rows": plan.rows, "cells": cells, "experts": plan.experts}
-    storage.write_text(workdir / _PLAN_FILE, json.dumps(what, indent=1))
+    what = {"title": grid.title, "rows": grid.rows, "cells": cells, "experts": grid.experts}
+    storage.write_record(workdir / _FILE, what)
 
 
 def is_comparison(workdir: pathlib.Path) -> bool:
     """Whether a folder holds a finished comparison."""
-    return (workdir / _PLAN_FILE).exists()
+    return (workdir / _FILE).exists()
 
 
 def load(workdir: pathlib.Path) -> tuple[str, list[Row]]:
-    """A comparison's title and rows, from its cells' results.
+    """A comparison's title and rows, from its runs' results.
 
     Raises:
         UserError: its files can't be read.
     """
-    plan = load_plan(workdir)
-    return plan.title, gather(plan)
+    grid = load_grid(workdir)
+    return grid.title, gather(grid)
 
 
-def load_plan(workdir: pathlib.Path) -> Plan:
-    """A finished comparison's rows and cells, without the cells' configs.
+def load_grid(workdir: pathlib.Path) -> Grid:
+    """A finished comparison's rows and runs, without the runs' configs.
 
     Raises:
         UserError: its file can't be read.
     """
-    path = workdir / _PLAN_FILE
+    path = workdir / _FILE
     try:
-        what = json.loads(path.read_text(encoding="utf-8"))
-        cells = {
-            identity: Cell(
+        what = storage.read_record(path, sealed=False)
+        runs = {
+            identity: GridRun(
                 cell["name"], workdir / cell["folder"], None, cell["kind"], cell["baseline"]
             )
             for identity, cell in what["cells"].items()
         }
-        return Plan(what["title"], what["rows"], cells, what["experts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Grid(what["title"], what["rows"], runs, what["experts"])
+    except storage.DamagedFile as error:
+        raise UserError(f"{error}: compare again") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error}): compare again") from error
 
 
-def learning_curves(plan: Plan) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def learning_curves(grid: Grid) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """How test accuracy grew while distilling, by label.
 
     Args:
-        plan: whose cells are finished.
+        grid: whose runs are finished.
 
     Returns:
         For each label whose runs logged accuracies: iterations `[n]` that all its seeds have, the
         mean `[n]` and the deviation `[n]` (ddof 0) over seeds, in percent.
     """
     found = {}
-    for label, identities in plan.rows.items():
-        seeds = [_accuracies(plan.cells[identity].workdir) for identity in identities]
+    for label, identities in grid.rows.items():
+        seeds = [_accuracies(grid.runs[identity].workdir) for identity in identities]
         steps = sorted(set.intersection(*map(set, seeds)))
         if steps:
             values = np.array([[seed[step] for step in steps] for seed in seeds])
@@ -281,12 +282,13 @@ def gains(rows: Sequence[Row], over: str) -> dict[str, tuple[float, tuple[float,
     return found
 
 
-def write(plan: Plan, rows: Sequence[Row], workdir: pathlib.Path) -> None:
+def write(grid: Grid, rows: Sequence[Row], workdir: pathlib.Path) -> None:
     """Writes `table.md`, `.csv`, `.tex` and `.png`; `curves.png` where runs logged accuracies."""
-    title = plan.title
+    title = grid.title
     storage.write_text(workdir / "table.md", f"{title}\n\n{to_markdown(rows)}")
     storage.write_text(workdir / "table.csv", to_csv(rows))
-    storage.write_text(workdir / "table.tex", to_latex(rows, title))
+    latex = tables.to_latex([row.cells() for row in rows], f"{title}. {_notes(rows)}")
+    storage.write_text(workdir / "table.tex", latex)
     nothing = (float("nan"), float("nan"))
     shown = {"last": [(row.last.mean, row.last.std) for row in rows]}
     if any(row.best for row in rows):
@@ -296,21 +298,21 @@ def write(plan: Plan, rows: Sequence[Row], workdir: pathlib.Path) -> None:
     picture = charts.comparison(
         [row.label for row in rows], shown, title=f"Test accuracy, %: {title}"
     )
-    write_file(workdir / "table.png", picture)
-    write_curves(plan, workdir)
+    storage.write_bytes(workdir / "table.png", picture)
+    write_curves(grid, workdir)
 
 
-def write_curves(plan: Plan, workdir: pathlib.Path) -> None:
+def write_curves(grid: Grid, workdir: pathlib.Path) -> None:
     """Writes `curves.png`, where runs logged accuracies while distilling."""
-    if curves := learning_curves(plan):
+    if curves := learning_curves(grid):
         title = "Test accuracy while distilling, %"
-        write_file(workdir / "curves.png", charts.curves(curves, title=title, x_label="iteration"))
+        picture = charts.curves(curves, title=title, x_label="iteration")
+        storage.write_bytes(workdir / "curves.png", picture)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Every figure as comma-separated values."""
-    text = [{k: "" if v is None else str(v) for k, v in row.figures().items()} for row in rows]
-    return tables.to_csv(text)
+    return tables.to_csv([row.figures() for row in rows])
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -335,25 +337,3 @@ def _notes(rows: Sequence[Row]) -> str:
         shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in experts.items())
         notes.append(f"Training the experts, once for all rows that share them: {shown}.")
     return " ".join(notes)
-
-
-def to_latex(rows: Sequence[Row], title: str) -> str:
-    """A `tabular` with a caption; it needs no package."""
-    table = [row.cells() for row in rows]
-    columns = [name for name in table[0] if any(cells[name] for cells in table)]
-    head, *lines = [
-        " & ".join(_escaped(text) for text in line) + " \\\\\n"
-        for line in [columns, *([cells[name] for name in columns] for cells in table)]
-    ]
-    return (
-        f"\\begin{{table}}\n\\caption{{{_escaped(title)}. {_escaped(_notes(rows))}}}\n"
-        f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n"
-        f"{head}\\hline\n{''.join(lines)}"
-        "\\end{tabular}\n\\end{table}\n"
-    )
-
-
-def _escaped(text: str) -> str:
-    for plain, escaped in (("±", "$\\pm$"), ("–", "--")):
-        text = text.replace(plain, escaped)
-    return "".join(f"\\{letter}" if letter in "%_&#" else letter for letter in text)

@@ -1,7 +1,4 @@
-"""The figures of a run. Pure: arrays in, the bytes of a PNG out.
-
-The curves are in `edf_jax.report.charts` and named here too; this file lays out pictures.
-"""
+"""The pictures of a run, laid out. Pure: arrays in, the bytes of a PNG out."""
 
 from __future__ import annotations
 
@@ -10,30 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from edf_jax.report.charts import (
-    DARK,
-    DPI,
-    LIGHT,
-    Theme,
-    accuracy_curve,
-    expert_accuracy,
-    loss_curve,
-    png,
-    start_epochs,
-)
+from edf_jax.report.charts import DPI, LIGHT, Theme, png
 from edf_jax.runs import pictures
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "Theme",
-    "accuracy_curve",
-    "activation_maps",
-    "before_after",
-    "expert_accuracy",
-    "loss_curve",
-    "start_epochs",
-]
+# Pixels between pictures, and the longer side of a small image.
+_GAP, _SIDE = 10, 96
 
 
 def before_after(
@@ -60,58 +38,49 @@ def before_after(
     chosen = pictures.choose(labels, len(class_names), per_class=per_class, classes=classes)
     names = [class_names[int(np.asarray(labels)[indices[0]])] for indices in chosen]
     depth = max(len(indices) for indices in chosen)
-    if depth <= 2:
-        return _columns_of_classes(real, distilled, chosen, names, depth, theme)
-    return _rows_of_classes(real, distilled, chosen, names, depth, theme)
+    layout = _columns_of_classes if depth <= 2 else _rows_of_classes
+    return layout({"real": real, "distilled": distilled}, chosen, names, depth, theme)
 
 
-def _columns_of_classes(real, distilled, chosen, names, depth, theme) -> bytes:
+def _columns_of_classes(both, chosen, names, depth, theme) -> bytes:
+    left, top, y = 118, 44, 0
     blocks = []
-    per_line = min(10, len(chosen))
-    for start in range(0, len(chosen), per_line):
-        line = chosen[start : start + per_line]
-        for title, images in (("real", real), ("distilled", distilled)):
-            grid = pictures.tile(_pad(images, line, depth, by_column=True), len(line), side=96)
-            blocks.append((title, grid, names[start : start + per_line] if title == "real" else []))
-    width = max(grid.shape[1] for _, grid, _ in blocks)
-    left, top, gap = 118, 44, 10
-    height = sum(grid.shape[0] + gap + (top if head else 0) for _, grid, head in blocks) + gap
-    canvas = _Canvas(left + width + 12, height, theme)
-    y = 0
-    for title, grid, head in blocks:
-        y += top if head else 0
-        for i, name in enumerate(head):
-            cell = (grid.shape[1] + 2) / len(head)
-            text = pictures.short_name(name, max(4, int(cell / 12)))
-            canvas.text(left + (i + 0.5) * cell, y - 12, text, ha="center", color=theme.ink)
-        canvas.image(grid, left, y)
-        canvas.text(left - 14, y + grid.shape[0] / 2, title, ha="right", va="center")
-        y += grid.shape[0] + gap
+    for start in range(0, len(chosen), 10):
+        line = slice(start, start + 10)
+        y += top
+        for title, images in both.items():
+            padded = _pad(images, chosen[line], depth, by_column=True)
+            grid = pictures.tile(padded, len(chosen[line]), side=_SIDE)
+            blocks.append((names[line] if title == "real" else [], title, grid, y))
+            y += grid.shape[0] + _GAP
+    width = left + max(grid.shape[1] for _, _, grid, _ in blocks) + 12
+    canvas = _Canvas(width, y + _GAP, theme)
+    for head, title, grid, y in blocks:
+        canvas.names(head, left, grid.shape[1], y - 12)
+        canvas.titled_image(title, grid, left, y)
     return canvas.png()
 
 
-def _rows_of_classes(real, distilled, chosen, names, depth, theme) -> bytes:
-    grids = [
-        pictures.tile(_pad(images, chosen, depth, by_column=False), depth, side=96)
-        for images in (real, distilled)
-    ]
-    height, width = grids[0].shape[:2]
+def _rows_of_classes(both, chosen, names, depth, theme) -> bytes:
+    grids = {
+        title: pictures.tile(_pad(images, chosen, depth, by_column=False), depth, side=_SIDE)
+        for title, images in both.items()
+    }
+    height, width = grids["real"].shape[:2]
     letters = min(16, max(len(name) for name in names))
     left, top, gap = 30 + 13 * letters, 46, 28
     canvas = _Canvas(left + 2 * width + gap + 12, top + height + 12, theme)
-    for title, grid, x in zip(("real", "distilled"), grids, (left, left + width + gap)):
+    for x, (title, grid) in zip((left, left + width + gap), grids.items()):
         canvas.text(x, top - 14, title, color=theme.muted)
         canvas.image(grid, x, top)
     row = (height + 2) / len(names)
+    style = {"ha": "right", "va": "center", "color": theme.ink}
     for i, name in enumerate(names):
-        text = pictures.short_name(name, letters)
-        canvas.text(
-            left - 14, top + (i + 0.5) * row, text, ha="right", va="center", color=theme.ink
-        )
+        canvas.text(left - 14, top + (i + 0.5) * row, pictures.short_name(name, letters), **style)
     return canvas.png()
 
 
-def _pad(images, chosen, depth: int, by_column: bool) -> np.ndarray:
+def _pad(images, chosen, depth: int, *, by_column: bool) -> np.ndarray:
     """The chosen images, one class after another or interleaved, blank where a class has fewer."""
     pixels = pictures.to_rgb(images)
     grid = np.full((len(chosen), depth, *pixels.shape[1:]), 0.5, np.float32)
@@ -149,23 +118,19 @@ def activation_maps(
         "activation": pictures.overlay(np.asarray(images)[index], np.asarray(maps)[index]),
         "weight": pictures.colourise(weights[index], 1.0, high, pictures.WEIGHT_COLOURS),
     }
-    grids = [pictures.tile(row, len(index), side=96) for row in rows.values()]
+    grids = [pictures.tile(row, len(index), side=_SIDE) for row in rows.values()]
     height, width = grids[0].shape[:2]
-    left, top, gap, foot = 136, 44, 8, 64
+    left, top, foot = 136, 44, 64
     # Room for the legend below, however few images there are.
-    canvas = _Canvas(left + max(width, 480) + 12, top + 3 * (height + gap) + foot, theme)
-    cell = (width + 2) / len(index)
-    for i, label in enumerate(np.asarray(labels)[index]):
-        text = pictures.short_name(class_names[int(label)], max(4, int(cell / 12)))
-        canvas.text(left + (i + 0.5) * cell, top - 12, text, ha="center", color=theme.ink)
+    canvas = _Canvas(left + max(width, 480) + 12, top + 3 * (height + _GAP) + foot, theme)
+    names = [class_names[int(label)] for label in np.asarray(labels)[index]]
+    canvas.names(names, left, width, top - 12)
     for i, (title, grid) in enumerate(zip(rows, grids)):
-        y = top + i * (height + gap)
-        canvas.image(grid, left, y)
-        canvas.text(left - 14, y + height / 2, title, ha="right", va="center")
+        canvas.titled_image(title, grid, left, top + i * (height + _GAP))
     ramp = pictures.colourise(
         np.broadcast_to(np.linspace(0, 1, 200), (12, 200)), 0, 1, pictures.WEIGHT_COLOURS
     )
-    y = top + 3 * (height + gap) + 12
+    y = top + 3 * (height + _GAP) + 12
     canvas.image(pictures.tile(ramp[None], 1), left + 40, y)
     canvas.text(left, y + 6, "1", va="center")
     canvas.text(left + 252, y + 6, f"{high:.2g}  times the gradient", va="center")
@@ -190,6 +155,18 @@ class _Canvas:
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         style = {"fontsize": 7.5, "color": self._theme.muted, **style}
         self._figure.text(x / self._width, 1 - y / self._height, text, **style)
+
+    def titled_image(self, title: str, pixels, x: float, y: float) -> None:
+        """An image with its title to the left."""
+        self.image(pixels, x, y)
+        self.text(x - 14, y + pixels.shape[0] / 2, title, ha="right", va="center")
+
+    def names(self, names: Sequence[str], x: float, width: float, y: float) -> None:
+        """A name over each of as many columns."""
+        cell = (width + 2) / max(len(names), 1)
+        for i, name in enumerate(names):
+            text = pictures.short_name(name, max(4, int(cell / 12)))
+            self.text(x + (i + 0.5) * cell, y, text, ha="center", color=self._theme.ink)
 
     def png(self) -> bytes:
         return png(self._figure)

@@ -1,25 +1,21 @@
-"""A run told in one file: `report.html`, without network, and the figures beside it.
-
-python -m edf_jax.report runs/demo              writes runs/demo/report.html
-python -m edf_jax.report runs/a runs/b          one table over runs, in Markdown
-python -m edf_jax.report runs/* --csv           the same as comma-separated values
-
-A comparison's folder (`edf_jax.compare`) shows its table, made again from its runs' logs.
-"""
+"""A run told in one file: `report.html`, without network, and the figures beside it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
-from edf_jax.report import figures, sections
-from edf_jax.runs.files import RunFiles, open_run, write_file
+from edf_jax.report import charts, figures, sections
+from edf_jax.runs import pictures
+from edf_jax.runs.diagnosis import diagnose
+from edf_jax.runs.files import RunFiles, open_run
+from edf_jax.runtime import storage
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -34,31 +30,47 @@ def write_report(workdir: str | Path) -> Path:
       UserError: `workdir` is no run.
     """
     run = open_run(workdir)
-    light = draw_charts(run, figures.LIGHT)
+    light, dark = draw_charts(run, charts.LIGHT), draw_charts(run, charts.DARK)
     for name, png in {**draw_pictures(run), **light}.items():
-        write_file(run.workdir / "figures" / f"{name}.png", png)
-    parts = [
-        sections.header(run),
-        sections.results(run),
-        sections.gallery(run),
-        sections.activation_maps(run),
-        sections.history(run),
-        sections.charts(light, draw_charts(run, figures.DARK)),
-        sections.provenance(run),
-        '<footer class="muted small">Written by edf_jax from the files of the run.</footer>',
-    ]
+        storage.write_bytes(run.workdir / "figures" / f"{name}.png", png)
+    uri = pictures.png_uri
+    text = _template().render(
+        **sections.header(run),
+        **sections.results(run),
+        gallery=sections.gallery(run),
+        maps=sections.activation_maps(run),
+        history=sections.history(run),
+        charts=[(name.replace("_", " "), uri(light[name]), uri(dark[name])) for name in light],
+        findings=diagnose(run),
+        found=sections.found_numbers(run),
+        **sections.provenance(run),
+        # The themes' colours as CSS variables, so that page and figures agree.
+        light={"page": "#f4f6f9", **dataclasses.asdict(charts.LIGHT)},
+        dark={"page": "#0d1117", **dataclasses.asdict(charts.DARK)},
+    )
     path = run.workdir / "report.html"
-    write_file(path, _page(run.workdir.resolve().name, "\n".join(parts)).encode())
+    storage.write_bytes(path, text.encode())
     return path
 
 
-def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
+@functools.cache
+def _template() -> jinja2.Template:
+    """The page; everything that it is given is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edf_jax.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html")
+
+
+def draw_charts(run: RunFiles, theme: charts.Theme) -> dict[str, bytes]:
     """The run's curves as PNG, by name: loss, accuracy, experts, start_epochs."""
     drawn: dict[str, bytes] = {}
     rows = [row for row in run.rows("distill") if "loss" in row]
     if rows:
         steps = _column(rows, "step")
-        drawn["loss"] = figures.loss_curve(
+        drawn["loss"] = charts.loss_curve(
             steps,
             _column(rows, "loss"),
             _column(rows, "skipped") == 1.0,
@@ -68,7 +80,7 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
         )
     evaluations = [row for row in run.rows("evaluate") if row.get("accuracy_mean") is not None]
     if evaluations:
-        drawn["accuracy"] = figures.accuracy_curve(
+        drawn["accuracy"] = charts.accuracy_curve(
             _column(evaluations, "step"),
             _column(evaluations, "accuracy_mean"),
             np.nan_to_num(_column(evaluations, "accuracy_std")),
@@ -78,11 +90,11 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
         )
     experts = [row for row in run.rows("experts") if row.get("test_accuracy") is not None]
     if experts:
-        drawn["experts"] = figures.expert_accuracy(*_experts_table(experts), theme=theme)
+        drawn["experts"] = charts.expert_accuracy(*_experts_table(experts), theme=theme)
     started = [row for row in rows if row.get("start_epoch") is not None]
     if started:
         upper = _column(started, "max_start_epoch")
-        drawn["start_epochs"] = figures.start_epochs(
+        drawn["start_epochs"] = charts.start_epochs(
             _column(started, "step"),
             _column(started, "start_epoch"),
             upper if np.isfinite(upper).all() else None,
@@ -91,7 +103,7 @@ def draw_charts(run: RunFiles, theme: figures.Theme) -> dict[str, bytes]:
     return drawn
 
 
-def draw_pictures(run: RunFiles, theme: figures.Theme = figures.LIGHT) -> dict[str, bytes]:
+def draw_pictures(run: RunFiles, theme: charts.Theme = charts.LIGHT) -> dict[str, bytes]:
     """Images of the run as PNG, by name: before_after, activation_maps."""
     drawn: dict[str, bytes] = {}
     last, first, activation = run.last, run.first, run.activation_maps()
@@ -129,28 +141,3 @@ def _experts_table(rows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
     groups, epochs = (sorted({key[i] for key in measured}) for i in (0, 1))
     table = [[measured.get((group, epoch), np.nan) for epoch in epochs] for group in groups]
     return np.array(epochs), np.array(table, float)
-
-
-def _page(title: str, body: str) -> str:
-    assets = resources.files("edf_jax.report")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · edf_jax</title>\n<style>\n{_variables()}"
-        f"{(assets / 'report.css').read_text()}</style></head>\n<body>\n{body}\n"
-        f"<script>\n{(assets / 'report.js').read_text()}</script>\n</body></html>\n"
-    )
-
-
-def _variables() -> str:
-    """The themes' colours as CSS variables, so that page and figures agree."""
-
-    def block(theme: figures.Theme, page: str) -> str:
-        colours = {"page": page, **dataclasses.asdict(theme)}
-        return ":root { " + " ".join(f"--{k}: {v};" for k, v in colours.items()) + " }"
-
-    return (
-        f"{block(figures.LIGHT, '#f4f6f9')}\n"
-        f"@media (prefers-color-scheme: dark) {{ {block(figures.DARK, '#0d1117')} }}\n"
-    )
-

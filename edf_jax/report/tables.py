@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edf_jax.config.resolve import flatten
-from edf_jax.runs.files import open_run
-from edf_jax.runs.statistics import interval95
+from edf_jax.runs.files import open_run, selected
+from edf_jax.runs.statistics import interval95, interval_text, mean_text
+from edf_jax.runtime import tables
 from edf_jax.runtime.progress import duration
 
 # Where a run lives, and what does not change its result.
@@ -24,6 +25,25 @@ NOT_SETTINGS = (
     "parallel.",
     "teacher.dir",
 )
+_TITLES = {
+    "random": "Random real images",
+    "herding": "Herded real images",
+    "k_centre": "k-centre real images",
+    "real_soft": "Random real images, soft labels",
+    "initial": "Initial images",
+    "distilled": "Distilled, last",
+    "average": "Distilled, moving average",
+    "best_on_held_out": "Distilled, best on held-out images",
+    "best_on_test": "Distilled, best on test",
+    "full": "All real data",
+}
+_SCORES = {
+    "lrs": {"ior": "IOR", "hlr": "HLR"},
+    "ars": {"gain": "gain with augmentation", "gain_no_augmentation": "without"},
+}
+# Iterations that a statement is about, and the loss from which on nothing much was matched.
+_WINDOW = 100
+_UNMATCHED = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Accuracy:
     @property
     def text(self) -> str:
         """Mean and deviation."""
-        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+        return mean_text(self.mean, self.std)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -62,25 +82,15 @@ class Accuracy:
     @property
     def interval_text(self) -> str:
         """The interval, a dash where there is none."""
-        return "–" if self.interval is None else "{:.1f} to {:.1f}".format(*self.interval)
+        return interval_text(self.interval)
 
 
-_TITLES = {
-    "random": "Random real images",
-    "herding": "Herded real images",
-    "k_centre": "k-centre real images",
-    "real_soft": "Random real images, soft labels",
-    "distilled": "Distilled, last",
-    "average": "Distilled, moving average",
-    "best_on_held_out": "Distilled, best on held-out images",
-    "best_on_test": "Distilled, best on test",
-    "full": "All real data",
-}
+def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
+    """The lines that a run's result has, worst reference first, `last` before `best`.
 
-
-def accuracies(result: dict[str, Any]) -> list[Accuracy]:
-    """The lines of a run's result that it has, worst reference first, `last` before `best`."""
-    return [
+    Those of the first network, then those of each other, whose titles name it.
+    """
+    lines = [
         Accuracy(
             kind,
             title,
@@ -93,13 +103,9 @@ def accuracies(result: dict[str, Any]) -> list[Accuracy]:
         for kind, title in _TITLES.items()
         if result.get(f"{kind}_mean") is not None
     ]
-
-
-def other_networks(result: dict[str, Any]) -> list[Accuracy]:
-    """The same lines of the networks after the first, whose titles name the network."""
     rows = {(row["network"], row["kind"]): row for row in result.get("rows", ())}
-    names = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
-    return [
+    others = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
+    return lines + [
         Accuracy(
             kind,
             f"{title}, {network}",
@@ -109,37 +115,19 @@ def other_networks(result: dict[str, Any]) -> list[Accuracy]:
             row["num_eval"],
             network,
         )
-        for network in names
+        for network in others
         for kind, title in _TITLES.items()
         if (row := rows.get((network, kind))) is not None
     ]
 
 
-def score_texts(result: dict[str, Any]) -> dict[str, str]:
-    """DD-Ranking's scores as text, each under its name and the network's."""
-    texts: dict[str, str] = {}
-    for row in result.get("scores", ()):
-        for name, parts in _SCORES.items():
-            if name in row:
-                told = ", ".join(f"{title} {row[part]:.1f}" for part, title in parts.items())
-                title = f"{name.upper()}, {row['network']}"
-                texts[title] = f"{row[name]:.1f} ± {row[f'{name}_std']:.1f} ({told})"
-    return texts
-
-
-_SCORES = {
-    "lrs": {"ior": "IOR", "hlr": "HLR"},
-    "ars": {"gain": "gain with augmentation", "gain_no_augmentation": "without"},
-}
-
-
-def _note(kind: str, result: dict[str, Any]) -> str:
+def _note(kind: str, result: Mapping[str, Any]) -> str:
     note = _own_note(kind, result)
     last = result.get(f"{kind}_last_epoch_mean")
     return note if last is None else f"{note}; {last:.1f} after the last epoch"
 
 
-def _own_note(kind: str, result: dict[str, Any]) -> str:
+def _own_note(kind: str, result: Mapping[str, Any]) -> str:
     step = result.get(f"{kind}_step")
     if kind == "random":
         if result.get("protocol", "plain") != "plain":
@@ -148,6 +136,8 @@ def _own_note(kind: str, result: dict[str, Any]) -> str:
         return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
     if kind in ("herding", "k_centre", "real_soft"):
         return result.get(f"{kind}_note", "")
+    if kind == "initial":
+        return "what distillation started from, untouched, with their first labels"
     if kind == "distilled" and step is None and f"{kind}_note" in result:
         return result[f"{kind}_note"]
     if kind == "distilled":
@@ -160,21 +150,83 @@ def _own_note(kind: str, result: dict[str, Any]) -> str:
     return result.get("full_how", "what distillation aims at")
 
 
-def result_table(result: dict[str, Any]) -> str:
-    """A run's result as lines of text: accuracy, 95% interval, networks; then the scores."""
-    lines = [("trained on", "test accuracy, %", "95% interval", "networks", "")]
-    for row in accuracies(result) + other_networks(result):
-        lines.append((row.title, row.text, row.interval_text, _text(row.count), row.note))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    table = [
-        f"{line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  "
-        f"{line[3]:>{widths[3]}}  {line[4]}".rstrip()
-        for line in lines
+def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What the distilled images reach, and what that is beside its references.
+
+    Counted first from the images that distillation started from. None where there is nothing to
+    say.
+    """
+    distilled = result.get(f"{selected(result)}_mean")
+    if distilled is None:
+        return None
+    told: list[str] = []
+    for kind, name in (("initial", "their initial images"), ("random", "random real images")):
+        reference = result.get(f"{kind}_mean")
+        if reference is not None:
+            gain = distilled - reference
+            more = f"{'' if told else ' points'} {'more' if gain >= 0 else 'less'}"
+            told.append(f"{abs(gain):.1f}{more} than on {name} ({reference:.1f}%)")
+    if not told:
+        return None
+    if result.get("full_mean"):
+        told.append(f"{100 * distilled / result['full_mean']:.0f}% of what all the data gives")
+    *first, last = told
+    return f"{distilled:.1f}%", f", {', '.join(first)} and {last}" if first else f", {last}"
+
+
+def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the iterations of a distillation (`stage` distill of metrics.jsonl) warn of."""
+    told = []
+    last = rows[-_WINDOW:]
+    skipped = sum(bool(row.get("skipped")) for row in last)
+    if skipped > len(last) / 2:
+        told.append(
+            f"{skipped} of the last {len(last)} iterations were skipped: their matching loss was "
+            "above the threshold, and they changed nothing."
+        )
+    before, after = _median_loss(rows[:_WINDOW]), _median_loss(last)
+    if min(before, after) >= _UNMATCHED:
+        told.append(
+            f"The matching loss stayed near 1: {before:.2f} at the start, {after:.2f} at the end. "
+            "At 1 a student ends no nearer to its expert than it began, so distillation has hardly "
+            "taught these images anything; see 'the matching loss stays near 1' in docs/faq.md."
+        )
+    return told
+
+
+def _median_loss(rows: Sequence[Mapping[str, Any]]) -> float:
+    losses = [row["loss"] for row in rows if math.isfinite(row.get("loss") or math.nan)]
+    return statistics.median(losses) if losses else -math.inf
+
+
+def score_texts(result: Mapping[str, Any]) -> dict[str, str]:
+    """DD-Ranking's scores as text, each under its name and the network's."""
+    texts: dict[str, str] = {}
+    for row in result.get("scores", ()):
+        for name, parts in _SCORES.items():
+            if name in row:
+                told = ", ".join(f"{title} {row[part]:.1f}" for part, title in parts.items())
+                title = f"{name.upper()}, {row['network']}"
+                texts[title] = f"{row[name]:.1f} ± {row[f'{name}_std']:.1f} ({told})"
+    return texts
+
+
+def result_table(result: Mapping[str, Any]) -> str:
+    """A run's result as lines of text: accuracy, 95% interval, networks; then what else it says."""
+    right = ("test accuracy, %", "95% interval", "networks")
+    names = ("trained on", *right, "")
+    rows = [
+        dict(zip(names, (row.title, row.text, row.interval_text, row.count, row.note)))
+        for row in accuracies(result)
     ]
-    return "\n".join([*table, *protocol_lines(result)])
+    lines = [tables.to_text(rows, right=right)] if rows else []
+    lead = headline(result)
+    if lead is not None:
+        lines.append(f"distilled images: {''.join(lead)}")
+    return "\n".join([*lines, *protocol_lines(result)])
 
 
-def protocol_lines(result: dict[str, Any]) -> list[str]:
+def protocol_lines(result: Mapping[str, Any]) -> list[str]:
     """What else a result says: its protocol and teacher, the soft labels' size, the scores."""
     lines = []
     if result.get("protocol", "plain") != "plain":
@@ -208,52 +260,36 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
     """
     runs = [open_run(workdir) for workdir in workdirs]
     settings = [flatten(run.config) for run in runs]
+    differing = _differing(settings)
     rows = []
     for run, own in zip(runs, settings):
         result = run.result
-        lines = accuracies(result) + other_networks(result)
+        lines = accuracies(result)
         scores = {row["network"]: row for row in result.get("scores", ())}
         for network in dict.fromkeys(line.network for line in lines) or [""]:
-            row = {"run": run.workdir.name}
-            row.update({key: _text(own.get(key)) for key in _differing(settings)})
-            row["network"] = network
             found = {line.kind: line.text for line in lines if line.network == network}
-            for kind, title in _TITLES.items():
-                row[title.lower()] = found.get(kind, "")
-            for score in _SCORES:
-                value = scores.get(network, {}).get(score)
-                row[score.upper()] = "" if value is None else f"{value:.1f}"
-            row["networks"] = _text(result.get("num_eval"))
-            row["time"] = duration(result["seconds"]) if "seconds" in result else "not finished"
-            rows.append(row)
+            values = {name: scores.get(network, {}).get(name) for name in _SCORES}
+            rows.append(
+                {
+                    "run": run.workdir.name,
+                    **{key: _text(own.get(key)) for key in differing},
+                    "network": network,
+                    **{title.lower(): found.get(kind, "") for kind, title in _TITLES.items()},
+                    **{k.upper(): "" if v is None else f"{v:.1f}" for k, v in values.items()},
+                    "networks": _text(result.get("num_eval")),
+                    "time": duration(result["seconds"]) if "seconds" in result else "not finished",
+                }
+            )
     if len({row["network"] for row in rows}) == 1:
         for row in rows:
             del row["network"]
     return rows
 
 
-def to_markdown(rows: Sequence[dict[str, str]]) -> str:
-    """The table in Markdown, columns that are empty everywhere left out."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[row[name].replace("|", "\\|") for name in columns] for row in rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def to_csv(rows: Sequence[dict[str, str]]) -> str:
-    """The table as comma-separated values with a header."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
 def _differing(settings: list[dict[str, Any]]) -> list[str]:
-    keys = dict.fromkeys(key for own in settings for key in own)
     return [
         key
-        for key in keys
+        for key in dict.fromkeys(key for own in settings for key in own)
         if not key.startswith(NOT_SETTINGS)
         and any(own.get(key) != settings[0].get(key) for own in settings)
     ]

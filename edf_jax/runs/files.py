@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from edf_jax import distilled_set
+from edf_jax.config.pinned import identity
+from edf_jax.config.resolve import flatten
 from edf_jax.distilled_set import DistilledSet
+from edf_jax.runs import tuned
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
@@ -47,13 +48,34 @@ class RunFiles:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config, nested; empty when missing."""
-        return _read_json(self.workdir / "config.json")
+        """The resolved config, nested, with what the run found for 'auto'; empty when missing."""
+        config = _read_json(self.workdir / "config.json")
+        for key, value in self.tuned.get("chosen", {}).items():
+            group, _, leaf = key.rpartition(".")
+            config.setdefault(group, {})[leaf] = value
+        return config
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """tuned.json: what was found for 'auto', and why; empty where nothing was."""
+        return _read_json(self.workdir / tuned.FILE)
 
     @property
     def result(self) -> dict[str, Any]:
-        """result.json; empty while the run has not finished."""
-        return _read_json(self.workdir / "result.json")
+        """result.json; empty while the run has not finished.
+
+        Raises:
+            UserError: it can't be read, or is another run's.
+        """
+        path = self.workdir / "result.json"
+        found, config = _read_json(path), self.config
+        whose = found.pop("config_digest", None)
+        if whose and config and whose != identity(flatten(config)):
+            raise UserError(
+                f"{path} is of a run with another config: remove it, and the run's command makes "
+                "it again"
+            )
+        return found
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """The stage's rows of metrics.jsonl."""
@@ -124,10 +146,10 @@ def _read_activation_maps(workdir: Path, images: np.ndarray) -> ActivationMaps |
         return None
     try:
         tensors, metadata = storage.load_tensors(path, _MAPS_FORMAT)
+        own = storage.digest(np.asarray(images, np.float32))
+        storage.check_place(path, metadata, {"images": own})
     except UserError as error:
         _log.warning("%s: left out", error)
-        return None
-    if metadata["images"] != storage.digest(np.asarray(images, np.float32)):
         return None
     return ActivationMaps(tensors["maps"], tensors["weights"], metadata["network"])
 
@@ -156,25 +178,13 @@ def save_activation_maps(
     return path
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes `content` whole or not at all, and makes the folder if missing."""
-    temporary = path.with_name(path.name + ".tmp")
-    with storage.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): remove it, or run again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: remove it, or run again")
-    return found
+        return storage.read_record(path, sealed=False)
+    except storage.DamagedFile as error:
+        raise UserError(f"{error}: remove it, or run again") from error
 
 
 def selected(result: Mapping[str, Any]) -> str:

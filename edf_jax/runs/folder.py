@@ -12,20 +12,32 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from edf_jax.config.resolve import AUTO, FREE, SCHEMA, flatten
-from edf_jax.runtime import devices, processes, storage
+from edf_jax.config.pinned import differing, identity
+from edf_jax.config.resolve import flatten
+from edf_jax.runtime import devices, locks, processes, storage
 from edf_jax.runtime.errors import UserError
 
 _HEARTBEAT = 2.0
 _PACKAGES = ("edf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run that came to nothing leaves, and takes away again.
-_BOOKKEEPING = {".lock", "config.json", "times.json", "metrics.jsonl", "experts/.lock"}
-_FOLDERS = ("", "distilled", "checkpoints", "figures")
+_BOOKKEEPING = {
+    ".lock", "config.json", "environment.json", "times.json", "metrics.jsonl", "experts/.lock"
+}  # fmt: skip
+_ENVIRONMENT = "environment.json"
+_FOLDERS = ("", "distilled", "checkpoints", "figures", "fkd")
+# Of these something is in a run's folder whose config.json is lost.
+_OWN = (
+    "experts/store.json", "experts/group_*", "checkpoints/iteration_*", "distilled/*.safetensors",
+)  # fmt: skip
+# The same of the folder of a comparison or a table of protocols.
+OF_A_GRID = (
+    "cells/*/config.json", "cells/*/seed_*", "comparison.json", "protocols.json", "evaluation.json",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -41,22 +53,62 @@ def check_same(what: Any, before: Mapping[str, Any], config) -> None:
         UserError: names the key and both values.
     """
     now = flatten(config)
-    for name, value in now.items():
-        default = SCHEMA[name].default
-        was = before.get(name, value if default == AUTO else default)
-        # The teacher's maps weigh gradients where cam.network says so.
-        free = () if name.startswith("teacher.") and now["cam.network"] == "trained" else FREE
-        if was != value and not name.startswith(free):
-            raise UserError(
-                f"{what} was started with {name}={was!r}, not {value!r}: "
-                "give another --workdir, or that value"
-            )
+    difference = differing(before, now)
+    if difference is not None:
+        name, was, value = difference
+        raise UserError(
+            f"{what} was started with {name}={was!r}, not {value!r}: "
+            "give another --workdir, or that value"
+        )
     iterations = before.get("distill.iterations")
     if isinstance(iterations, int) and iterations > now["distill.iterations"]:
         raise UserError(
             f"{what} was started with distill.iterations={iterations}: fewer "
             f"({now['distill.iterations']}) need another --workdir"
         )
+
+
+def _check_environment(workdir: pathlib.Path) -> None:
+    """Refuses other settings of JAX's than a run was started with, for they change its numbers."""
+    path = workdir / _ENVIRONMENT
+    if not path.exists():
+        return
+    try:
+        before = storage.read_record(path)
+    except storage.DamagedFile as error:
+        _log.warning("%s: JAX's settings are taken from now", error)
+        return
+    for name, value in devices.numerics().items():
+        if before.get(name, value) != value:
+            raise UserError(
+                f"{workdir} was started with {name}={before[name]}, not {value}, which JAX takes "
+                f"from {name.upper()}: set that as it was, or give another --workdir"
+            )
+def refuse_foreign(workdir: pathlib.Path, own: Iterable[str]) -> None:
+    """Refuses a folder with files of somebody else's; nothing in it is touched.
+
+    Args:
+        workdir: the folder; empty or missing is good.
+        own: patterns of which something is in a folder of ours.
+
+    Raises:
+        UserError: names one of the files.
+    """
+    if not workdir.is_dir() or any(True for pattern in own for _ in workdir.glob(pattern)):
+        return
+    found = sorted(p.name for p in workdir.iterdir() if not storage.is_passing(p))
+    found = [name for name in found if name != ".lock"]
+    if found:
+        raise UserError(
+            f"--workdir={workdir} holds other files ({found[0]}): give a new or an empty folder"
+        )
+
+
+def locked(workdir: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from a folder of ours."""
+    return locks.locked(
+        workdir, f"another process works on {workdir}: wait for it or give another --workdir"
+    )
 
 
 class Run:
@@ -72,6 +124,7 @@ class Run:
         self.workdir = workdir
         self.config = config
         self.command = command
+        self._identity = identity(flatten(config))
         self._times: dict[str, float] = {}
         self._stage = "set-up"
         self._last_tick = time.monotonic()
@@ -82,7 +135,7 @@ class Run:
         """Refuses a folder that can't be this run's; writes nothing.
 
         Raises:
-            UserError: it is no path, or belongs to another config.
+            UserError: it is no path, belongs to another config, or holds somebody's files.
         """
         # pathlib makes gs:/bucket of gs://bucket.
         if self.workdir.parts[:1] and self.workdir.parts[0].endswith(":"):
@@ -92,6 +145,9 @@ class Run:
         pinned = self._pinned()
         if pinned:
             check_same(self.workdir, pinned, self.config)
+        else:
+            refuse_foreign(self.workdir, _OWN)
+        _check_environment(self.workdir)
 
     def __enter__(self) -> Run:
         processes.shared("the run's folder", self._enter)
@@ -100,9 +156,8 @@ class Run:
     def _enter(self) -> None:
         self.check()
         self._new_folders = [p for p in (self.workdir, *self.workdir.parents) if not p.exists()]
-        busy = f"another process works on {self.workdir}: wait for it or give another --workdir"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(storage.locked(self.workdir, busy))
+            stack.enter_context(locked(self.workdir))
             self._continued = (self.workdir / "config.json").exists()
             stack.push(self._tidy)
             self._begin()
@@ -120,8 +175,8 @@ class Run:
             _log.warning("%s is missing or damaged: written again from this command", path)
         for name in _FOLDERS:
             storage.remove_leftovers(self.workdir / name)
-        text = self.config.to_json(indent=1, sort_keys=True)
-        storage.write_text(path, text)
+        storage.write_record(path, json.loads(self.config.to_json(sort_keys=True)))
+        storage.write_record(self.workdir / _ENVIRONMENT, devices.numerics())
         self._times = self._earlier_times()
         self._last_tick = time.monotonic()
         self._save_times()
@@ -153,22 +208,27 @@ class Run:
     def _pinned(self) -> dict[str, Any] | None:
         """The config that the folder belongs to, flat; None where it doesn't say."""
         try:
-            return flatten(json.loads((self.workdir / "config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError):
+            flat = flatten(storage.read_record(self.workdir / "config.json", sealed=False))
+        except storage.DamagedFile:
             return None
+        return flat if {"seed", "distill.iterations"} <= set(flat) else None
 
     def _earlier_times(self) -> dict[str, float]:
         """Seconds of earlier sittings, by stage."""
         if not self._continued:
             return {}
+        path = self.workdir / "times.json"
         try:
-            return storage.read_record(self.workdir / "times.json")["seconds"]
+            record = storage.read_record(path)
+            storage.check_place(path, record, {"config": self._identity})
+            return record["seconds"]
         except (storage.DamagedFile, KeyError) as error:
             _log.warning("%s: time counts from now", error)
             return {}
 
     def _save_times(self) -> None:
-        storage.write_record(self.workdir / "times.json", {"seconds": dict(self._times)})
+        record = {"seconds": dict(self._times), "config": self._identity}
+        storage.write_record(self.workdir / "times.json", record)
 
     def _keep_time(self) -> None:
         closing = False
@@ -194,6 +254,12 @@ class Run:
         finally:
             self._tick()
             self._stage = before
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes `result.json`, which says whose it is."""
+        storage.write_record(
+            self.workdir / "result.json", {**result, "config_digest": self._identity}
+        )
 
     def origin(self) -> dict[str, Any]:
         """Command, versions and hardware, which stand beside every figure."""

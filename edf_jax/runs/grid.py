@@ -1,4 +1,4 @@
-"""The cells of a comparison: which runs a table of methods, baselines and ablations is made of."""
+"""A grid of runs: what a table of methods, baselines and ablations is made of."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ _SUBJECT = ("data.", "model.", "experts.", "distill.eval_every")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
+_LONGEST = 80
+
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class GridRun:
     """One run of a comparison.
 
     Attributes:
@@ -60,19 +62,19 @@ class Cell:
 
 
 @dataclasses.dataclass
-class Plan:
+class Grid:
     """A table to be.
 
     Attributes:
         title: what is compared, and on what.
-        rows: by label, the ids of each row's cells.
-        cells: by id, in the order that they run in.
-        experts: by id of a cell, the id of the cell that trains its experts.
+        rows: by label, the ids of each row's runs.
+        runs: by id, in the order that they run in.
+        experts: by id of a run, the id of the run that trains its experts.
     """
 
     title: str
     rows: dict[str, list[str]]
-    cells: dict[str, Cell]
+    runs: dict[str, GridRun]
     experts: dict[str, str]
 
 
@@ -105,7 +107,7 @@ def _read_rows(file: str) -> dict[str, dict[str, Any]]:
     expected = '{"label": {"method": "mtt", "distill.lr_img": 300}, ...}'
     try:
         rows = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--rows={file} can't be read ({error}); expected is {expected}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"--rows={file} isn't of the form {expected}")
@@ -131,62 +133,72 @@ def _split(text: str, flag: str, known: Collection[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def make_plan(
+def make_grid(
     config,
     rows: Mapping[str, Mapping[str, Any]],
     seeds: int,
     workdir: pathlib.Path,
-) -> Plan:
-    """The cells of a table; rows that come to the same run share it.
+) -> Grid:
+    """The runs of a table; rows that come to the same run share it.
 
     Args:
         config: not resolved. What the user gave stands for every row but one that ablates it.
         rows: as `names_of` makes them.
         seeds: repetitions, from the config's seed on; they share the experts.
-        workdir: cells get folders in it.
+        workdir: runs get folders in it.
 
     Raises:
         UserError: a row's config is impossible.
     """
-    plan = Plan("", {}, {}, {})
-    trainers: dict[str, Cell] = {}
-    cells: dict[str, Cell] = {}
+    grid = Grid("", {}, {}, {})
+    trainers: dict[str, GridRun] = {}
+    runs: dict[str, GridRun] = {}
     folders: dict[str, str] = {}
     for label, changes in rows.items():
-        plan.rows[label] = []
+        grid.rows[label] = []
         for seed in range(config.seed, config.seed + seeds):
-            resolved = _cell_config(config, changes, seed, workdir)
+            resolved = _run_config(config, changes, seed, workdir)
             baseline = changes.get("baseline", "")
             identity = storage.digest_of_record({**flatten(resolved), "baseline": baseline})
-            if identity not in cells:
-                slug = folders.setdefault(label, _slug(label))
-                folder = workdir / "cells" / slug / f"seed_{seed}"
+            if identity not in runs:
+                folder = workdir / "cells" / _folder_of(label, folders) / f"seed_{seed}"
                 kind = "baseline" if baseline else "method"
-                cells[identity] = Cell(f"{label}, seed {seed}", folder, resolved, kind, baseline)
+                runs[identity] = GridRun(f"{label}, seed {seed}", folder, resolved, kind, baseline)
                 if baseline != "random":
-                    plan.experts[identity] = _trainer(trainers, resolved, workdir)
-            plan.rows[label].append(identity)
+                    grid.experts[identity] = _trainer(trainers, resolved, workdir)
+            grid.rows[label].append(identity)
     # Experts first, so that no method's time or memory is theirs.
-    plan.cells = {**trainers, **cells}
-    plan.title = _title(config, [cell.config for cell in cells.values()], seeds)
-    return plan
+    grid.runs = {**trainers, **runs}
+    grid.title = _title(config, [run.config for run in runs.values()], seeds)
+    return grid
 
 
-def _trainer(trainers: dict[str, Cell], config, workdir: pathlib.Path) -> str:
-    """The id of the cell that trains a config's experts."""
+def _folder_of(label: str, folders: dict[str, str]) -> str:
+    """The name of a label's folder, no other label's; kept in `folders`."""
+    if label not in folders:
+        slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
+        taken = slug in folders.values() or slug.startswith("experts-")
+        if not slug or taken or len(slug) > _LONGEST:
+            slug = f"{slug[:_LONGEST]}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
+        folders[label] = slug
+    return folders[label]
+
+
+def _trainer(trainers: dict[str, GridRun], config, workdir: pathlib.Path) -> str:
+    """The id of the run that trains a config's experts."""
     options = {k: v for k, v in flatten(config).items() if k.startswith(_OF_EXPERTS)}
     identity = "experts " + storage.digest_of_record(options)
     if identity not in trainers:
         name = f"experts-{config.experts.optimizer}"
         if config.experts.schedule != "all":
             name += f"-{config.experts.schedule}"
-        taken = {cell.workdir.name for cell in trainers.values()}
+        taken = {run.workdir.name for run in trainers.values()}
         folder = name if name not in taken else f"{name}-{identity[-8:]}"
-        trainers[identity] = Cell(name, workdir / "cells" / folder, config, "experts")
+        trainers[identity] = GridRun(name, workdir / "cells" / folder, config, "experts")
     return identity
 
 
-def _cell_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
+def _run_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
     numbers = {name for own in METHODS.values() for name in own}
     left_open = {name for name, value in flatten(config).items() if value is None} - numbers
@@ -205,14 +217,10 @@ def _cell_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib
     return resolve(config, **{**equal, **changed, **shared})
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
-
-
-def _title(config, of_cells: Sequence[Any], seeds: int) -> str:
+def _title(config, of_runs: Sequence[Any], seeds: int) -> str:
     images = f"{config.distill.ipc} image{'s' if config.distill.ipc > 1 else ''} per class"
     what = config.data.subset or config.data.name or config.data.source
     repeated = f", {seeds} seeds" if seeds > 1 else ""
-    ratios = sorted({cell.augment.crop_ratio for cell in of_cells})
+    ratios = sorted({run.augment.crop_ratio for run in of_runs})
     where = "in all rows" if len(ratios) == 1 else "by row"
     return f"{what}, {images}{repeated}, crop ratio {' or '.join(map(str, ratios))} {where}"

@@ -66,3 +66,13 @@ def interval95(mean: float, std: float, count: int) -> tuple[float, float] | Non
     # std / sqrt(count - 1) is the sample deviation over sqrt(count).
     half = float(stdtrit(count - 1, 0.975)) * std / math.sqrt(count - 1)
     return mean - half, mean + half
+
+
+def mean_text(mean: float, std: float | None) -> str:
+    """Mean and deviation as people read them."""
+    return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """An interval as people read it, a dash where there is none."""
+    return "–" if interval is None else "{:.1f} to {:.1f}".format(*interval)

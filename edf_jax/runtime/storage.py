@@ -1,20 +1,29 @@
 """Files that a run writes: they appear whole or not at all, and are checked on reading.
 
 Arrays are Orbax checkpoints. Orbax loads an array with a flipped byte without a word, so a digest
-of every array is kept beside the checkpoint and compared on reading. Small records are JSON with
+of every array is kept beside the checkpoint and compared on reading, and so is the place that the
+checkpoint is for: a digest says that a file is whole, not whose it is. Small records are JSON with
 a digest of themselves. Of processes that run together only the first writes, removes and locks; in
 the others that does nothing.
+
+`ocp.CheckpointManager` (0.12) reads a snapshot as fast, but would cost promises, so names, renaming
+and pruning are our own. It renames what isn't on the disk yet (no `fsync`), so that a power cut may
+leave several named checkpoints empty; a full disk gives pages of traceback and leaves the half
+checkpoint there; a step before the newest, which is how a damaged epoch of experts is made good, is
+passed over without a word, and one that is there can't be replaced; and its pruning knows no "last
+two that every uninterrupted run writes".
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +38,8 @@ from edf_jax.runtime.errors import UserError
 _ARRAYS = "arrays"
 _DIGESTS = "digests.json"
 _REMOVALS, _REMOVAL_SECONDS = 20, 0.1
-# What a killed process can leave of a file or folder on its way in or out.
-_LEFTOVERS = ("*.tmp", ".*.old")
+# Ends the names of what is on its way in or out, which a killed process can leave behind.
+_PASSING = ".edf_jax_tmp"
 
 # Orbax speaks of each file at length through absl's logger, and of its failures in pages; those
 # are raised as well.
@@ -39,10 +48,6 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 class DamagedFile(UserError):
     """A file that a run wrote can't be read back as it was written."""
-
-
-class Busy(UserError):
-    """Another process has a folder's lock."""
 
 
 class WriteFailed(UserError):
@@ -74,6 +79,14 @@ def digest_of_record(record: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def fingerprint(*contents: bytes | memoryview) -> str:
+    """Hex digest that names data, teachers and folders; earlier versions' names stay good."""
+    hasher = hashlib.sha256()
+    for content in contents:
+        hasher.update(content)
+    return hasher.hexdigest()
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
     """Tells of a failure to write `path`, by whatever library, in one line.
@@ -84,20 +97,56 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax, TensorStore and safetensors have kinds of their own.
-        raise WriteFailed(path, _cause(error)) from error
+        raise WriteFailed(path, cause(error)) from error
+
+
+@contextlib.contextmanager
+def appearing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path beside `path`: what is made there takes its place, once it is on the disk.
+
+    Nothing is left of it where anything is raised within.
+
+    Args:
+        path: a file or folder, replaced if it is there.
+
+    Raises:
+        WriteFailed: it can't be put in its place.
+    """
+    temporary = _passing(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with writing(path):
+            files = temporary.rglob("*") if temporary.is_dir() else [temporary]
+            for file in files:
+                if file.is_file() and not file.is_symlink():
+                    _to_disk(file)
+            if temporary.is_dir():
+                remove(path)
+            temporary.replace(path)
+    except BaseException:
+        # Orbax's threads may still be writing: what they make after us is removed too.
+        for _ in range(_REMOVALS):
+            with contextlib.suppress(OSError):
+                _delete(temporary)
+            if not os.path.lexists(temporary):
+                time.sleep(_REMOVAL_SECONDS)
+                if not os.path.lexists(temporary):
+                    break
+        raise
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a small file so that it appears whole or not at all."""
+    if processes.is_first():
+        with appearing(path) as temporary, writing(path):
+            temporary.write_bytes(content)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a small file so that it appears whole or not at all."""
-    if not processes.is_first():
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path), _removed_on_failure(temporary):
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
@@ -106,24 +155,52 @@ def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(sealed, indent=1))
 
 
-def read_record(path: pathlib.Path) -> dict[str, Any]:
+def read_record(path: pathlib.Path, *, sealed: bool = True) -> dict[str, Any]:
     """What `write_record` wrote.
+
+    Args:
+        path: the file.
+        sealed: False also takes one without a digest, as earlier versions and people write them.
 
     Raises:
         DamagedFile: it is missing, or isn't what was written.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        expected = record.pop("digest")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
-    if digest_of_record(record) != expected:
+        expected = record.pop("digest") if sealed or "digest" in record else None
+        if not isinstance(record, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"{path} can't be read: {cause(error)}") from error
+    if expected is not None and digest_of_record(record) != expected:
         raise DamagedFile(f"{path} isn't what was written (its digest differs)")
     return record
 
 
+def check_place(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses what was made for another place.
+
+    Args:
+        path: the file, for the message.
+        found: the place it says it is for; a key that it doesn't know, as an earlier version may
+            not, passes.
+        wanted: the place where it is read.
+
+    Raises:
+        DamagedFile: it is another file, copied or moved there.
+    """
+    for name, value in wanted.items():
+        if found.get(name, value) != value:
+            raise DamagedFile(
+                f"{path} was put there from elsewhere: it is of {name} {found[name]}, not {value}"
+            )
+
+
 def save_arrays(
-    path: pathlib.Path, arrays: Mapping[str, Any], details: Mapping[str, Any] | None = None
+    path: pathlib.Path,
+    arrays: Mapping[str, Any],
+    details: Mapping[str, Any] | None = None,
+    place: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes named arrays as one checkpoint, replacing what was there.
 
@@ -131,6 +208,7 @@ def save_arrays(
         path: the checkpoint's folder.
         arrays: by name; a name has no `/`.
         details: anything that JSON holds, read back by `load_details`.
+        place: what the checkpoint is of, compared on reading.
 
     Raises:
         WriteFailed: nothing is there that wasn't before.
@@ -138,37 +216,39 @@ def save_arrays(
     if not processes.is_first():
         return
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path), _removed_on_failure(temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _delete(temporary)
+    with appearing(path) as temporary, writing(path):
         with _checkpointer() as checkpointer:
             checkpointer.save(
-                (temporary / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(dict(arrays)), force=True
+                (temporary / _ARRAYS).absolute(), args=ocp.args.PyTreeSave(dict(arrays))
             )
         digests = {name: digest(array) for name, array in arrays.items()}
-        write_record(temporary / _DIGESTS, {"digests": digests, "details": dict(details or {})})
-        _to_disk(temporary)
-        remove(path)
-        temporary.rename(path)
+        record = {"digests": digests, "details": dict(details or {}), "place": dict(place or {})}
+        write_record(temporary / _DIGESTS, record)
 
 
-def load_details(path: pathlib.Path) -> dict[str, Any]:
+def load_details(
+    path: pathlib.Path, place: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What was saved as `details`.
 
     Raises:
-        DamagedFile: the checkpoint is missing or its record unreadable.
+        DamagedFile: the checkpoint is missing, its record unreadable, or of another place.
     """
-    return _record(path)["details"]
+    return _record(path, place)["details"]
 
 
-def load_arrays(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+def load_arrays(
+    path: pathlib.Path,
+    names: Iterable[str] | None = None,
+    place: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
     """Reads named arrays, all where `names` is None, and only their bytes.
 
     Raises:
-        DamagedFile: the checkpoint is missing, truncated, or an array isn't what was written.
+        DamagedFile: the checkpoint is missing, truncated, of another place, or an array isn't what
+            was written.
     """
-    digests = _record(path)["digests"]
+    digests = _record(path, place)["digests"]
     names = tuple(digests) if names is None else tuple(names)
     missing = set(names) - set(digests)
     if missing:
@@ -185,7 +265,7 @@ def load_arrays(path: pathlib.Path, names: Iterable[str] | None = None) -> dict[
                 ),
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
+        raise DamagedFile(f"{path} can't be read: {cause(error)}") from error
     for name in names:
         if not isinstance(arrays.get(name), np.ndarray) or digest(arrays[name]) != digests[name]:
             raise DamagedFile(f"{path}: {name} isn't what was written (its digest differs)")
@@ -210,12 +290,11 @@ def save_tensors(
     digests = json.dumps({name: digest(tensor) for name, tensor in tensors.items()})
     sealed = {**metadata, "digests": digests}
     sealed["digest"] = digest_of_record(sealed)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path), _removed_on_failure(temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(path) as temporary, writing(path):
+        temporary.touch()
+        rights = temporary.stat().st_mode  # The umask's; safetensors would give the owner's alone.
         save_file(tensors, temporary, sealed)
-        _file_to_disk(temporary)
-        temporary.replace(path)
+        temporary.chmod(rights)
 
 
 def load_tensors(path: pathlib.Path, format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -232,7 +311,7 @@ def load_tensors(path: pathlib.Path, format: str) -> tuple[dict[str, np.ndarray]
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # A damaged header makes it raise many kinds.
-        raise DamagedFile(f"{path} can't be read: {_cause(error)}") from error
+        raise DamagedFile(f"{path} can't be read: {cause(error)}") from error
     if metadata.get("format") != format:
         raise UserError(f"{path} is a .safetensors file, but no {format}")
     check_tensors(path, tensors, metadata)
@@ -257,56 +336,32 @@ def check_tensors(
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file or folder if it is there; a kill leaves all of it or nothing."""
-    if not processes.is_first() or not os.path.lexists(path):
-        return
-    old = path.with_name(f".{path.name}.old")
-    _delete(old)
-    path.rename(old)
-    _delete(old)
+    if processes.is_first() and os.path.lexists(path):
+        old = _passing(path)
+        path.rename(old)
+        _delete(old)
 
 
-def remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what a killed process left half-written, or half-removed, in a folder."""
-    if not processes.is_first():
-        return
-    for pattern in _LEFTOVERS:
-        for path in folder.glob(pattern):
+def remove_leftovers(folder: pathlib.Path, of: str = "") -> None:
+    """Removes what killed processes left in a folder on its way in or out, and nothing else.
+
+    Args:
+        folder: where no other process writes.
+        of: of names that begin so alone.
+    """
+    if processes.is_first():
+        for path in folder.glob(f".{glob.escape(of)}*{_PASSING}"):
             _delete(path)
 
 
-@contextlib.contextmanager
-def locked(folder: pathlib.Path, busy: str, *, beside: bool = False) -> Iterator[None]:
-    """Keeps other processes from `folder`; a kill leaves no lock behind.
+def is_passing(path: pathlib.Path) -> bool:
+    """Whether a name is one that a killed process leaves, of something on its way in or out."""
+    return path.name.startswith(".") and path.name.endswith(_PASSING)
 
-    Args:
-        folder: made if missing.
-        busy: said where another process has it.
-        beside: keep only those out that don't lock it so, too.
 
-    Raises:
-        Busy: another process has it; says `busy`.
-        WriteFailed: the folder can't be made or written.
-    """
-    if not processes.is_first():
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "a+"))
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if beside else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            # The one before may have removed its folder, and with it this very lock.
-            current = os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / ".lock"))
-        except BlockingIOError:
-            raise Busy(busy) from None
-        except FileNotFoundError:
-            current = False
-        except OSError as error:
-            raise UserError(f"{folder} can't be locked: {_cause(error)}") from error
-        if not current:
-            raise Busy(busy)
-        yield
+def _passing(path: pathlib.Path) -> pathlib.Path:
+    """A name beside `path` that no other process gives."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PASSING}")
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -318,10 +373,11 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _record(path: pathlib.Path) -> dict[str, Any]:
+def _record(path: pathlib.Path, place: Mapping[str, Any] | None) -> dict[str, Any]:
     record = read_record(path / _DIGESTS)
     if not isinstance(record.get("digests"), dict) or not isinstance(record.get("details"), dict):
         raise DamagedFile(f"{path / _DIGESTS} is no record of a checkpoint")
+    check_place(path, record.get("place", {}), place or {})
     return record
 
 
@@ -332,29 +388,8 @@ def _delete(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _removed_on_failure(temporary: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        # Orbax's threads may still be writing: what they make after us is removed too.
-        for _ in range(_REMOVALS):
-            with contextlib.suppress(OSError):
-                _delete(temporary)
-            time.sleep(_REMOVAL_SECONDS)
-            if not temporary.exists():
-                break
-        raise
-
-
-def _to_disk(folder: pathlib.Path) -> None:
-    """Returns when a new folder's files are on the disk itself, not only on their way."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            _file_to_disk(file)
-
-
-def _file_to_disk(file: pathlib.Path) -> None:
+def _to_disk(file: pathlib.Path) -> None:
+    """Returns when a file is on the disk itself, not only on its way."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -362,7 +397,7 @@ def _file_to_disk(file: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """Why, in a few words: the system's own where an error says so."""
     if isinstance(error, WriteFailed):
         return error.cause

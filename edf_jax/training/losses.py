@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from edf_jax.runtime.shapes import Classes, Logits, Mask, PerImage, Scalar
+
 
 def _mean(
-    values: jax.Array, mask: jax.Array | None, count: jax.Array | None = None
-) -> jax.Array:
+    values: PerImage, mask: Mask | None, count: Scalar | float | None = None
+) -> Scalar:
     if mask is None:
         return jnp.mean(values) if count is None else jnp.sum(values) / count
     mask = mask.astype(values.dtype)
@@ -17,12 +19,12 @@ def _mean(
 
 
 def soft_cross_entropy(
-    logits: jax.Array,
-    target_logits: jax.Array,
-    mask: jax.Array | None = None,
+    logits: Logits,
+    target_logits: Logits,
+    mask: Mask | None = None,
     *,
-    count: jax.Array | None = None,
-) -> jax.Array:
+    count: Scalar | float | None = None,
+) -> Scalar:
     """Mean over the batch of `-sum softmax(target_logits) * log_softmax(logits)`.
 
     Args:
@@ -43,8 +45,8 @@ def soft_cross_entropy(
 
 
 def hard_cross_entropy(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+    logits: Logits, labels: Classes, mask: Mask | None = None
+) -> Scalar:
     """Mean over the batch of `-log_softmax(logits)[label]`.
 
     Args:
@@ -59,11 +61,11 @@ def hard_cross_entropy(
 
 
 def kl_divergence(
-    logits: jax.Array,
-    target_logits: jax.Array,
+    logits: Logits,
+    target_logits: Logits,
     temperature: float,
-    mask: jax.Array | None = None,
-) -> jax.Array:
+    mask: Mask | None = None,
+) -> Scalar:
     """Mean over the batch of `KL(softmax(target_logits / T) || softmax(logits / T))`.
 
     There is no factor `T**2`: the protocols of SRe2L and RDED leave it out.
@@ -88,7 +90,7 @@ def kl_divergence(
 
 
 def accuracy_count(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+    logits: Logits, labels: Classes, mask: Mask | None = None
 ) -> jax.Array:
     """How many of the batch have their largest logit (the first of equals) at their label.
 

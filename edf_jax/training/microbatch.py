@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from edf_jax.models import Network
+from edf_jax.runtime import devices
 
 # What the largest activation of a part should take: about a core's level-2 cache. Measured on two
 # cores with 1 MiB each: 10 images of 128 KiB were best, and two to five of 512 KiB.
@@ -31,12 +32,12 @@ def count_parts(network: Network, batch: int, platform: str | None = None) -> in
     Args:
         network: whose activations count.
         batch: examples.
-        platform: the device kind; the default backend's if None.
+        platform: the device kind; that which work is done on if None.
 
     Returns:
         1 for networks with batch norm, and on accelerators.
     """
-    if (platform or jax.default_backend()) != "cpu" or network.has_batch_stats:
+    if (platform or devices.platform()) != "cpu" or network.has_batch_stats:
         return 1
     each = max(1, round(_CACHE_BYTES / _largest_activation(network)))
     return -(-batch // each)

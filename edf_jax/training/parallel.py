@@ -17,12 +17,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from edf_jax.models import Network
+from edf_jax.runtime import devices
 from edf_jax.runtime import processes as hosts
 from edf_jax.runtime.errors import UserError
-
-# Fewer images than this on a core aren't worth another one.
-_LEAST_SHARE = 4
 
 TRAJECTORY, DATA, NETWORK = "trajectory", "data", "network"
 
@@ -43,43 +40,24 @@ def matching_mesh(trajectory: int, data: int) -> Mesh | None:
     """
     if trajectory * data == 1:
         return None
-    devices = jax.devices()
-    if trajectory * data > len(devices):
+    present = devices.all_devices()
+    if trajectory * data > len(present):
         raise UserError(
             f"parallel.trajectory={trajectory} times parallel.data={data} needs "
-            f"{trajectory * data} devices, but there are {len(devices)}"
+            f"{trajectory * data} devices, but there are {len(present)}"
         )
-    chosen = _of_every_process(devices, trajectory * data)
+    chosen = _of_every_process(present, trajectory * data)
     return Mesh(np.asarray(chosen).reshape(trajectory, data), (TRAJECTORY, DATA))
 
 
-def data_shares(config, network: Network, batch: int) -> int:
-    """Over how many devices a student's batch is split.
-
-    Args:
-        config: resolved. `parallel.data=0` takes all of a CPU's cores that trajectories leave,
-            where the rest of the settings allow it, and elsewhere one device.
-        network: the student's.
-        batch: the student's.
-    """
-    if config.parallel.data:
-        return config.parallel.data
-    if jax.default_backend() != "cpu" or jax.process_count() > 1 or network.has_batch_stats:
-        return 1
-    if config.distill.store not in ("auto", "nothing"):
-        return 1
-    cores = jax.device_count() // config.parallel.trajectory
-    return max(1, min(cores, batch // _LEAST_SHARE))
-
-
-def _of_every_process(devices: Sequence[jax.Device], total: int) -> list[jax.Device]:
+def _of_every_process(present: Sequence[jax.Device], total: int) -> list[jax.Device]:
     processes = jax.process_count()
     each, rest = divmod(total, processes)
-    of_process = [[d for d in devices if d.process_index == p][:each] for p in range(processes)]
+    of_process = [[d for d in present if d.process_index == p][:each] for p in range(processes)]
     if rest or any(len(own) < each for own in of_process):
         raise UserError(
             f"parallel.trajectory times parallel.data is {total}, which {processes} processes with "
-            f"{len(devices)} devices can't share evenly: take a multiple of {processes}"
+            f"{len(present)} devices can't share evenly: take a multiple of {processes}"
         )
     return [device for own in of_process for device in own]
 
@@ -96,18 +74,18 @@ def from_first(arrays: Any, mesh: Mesh | None) -> Any:
     """
     if hosts.count() == 1:
         return arrays
-    devices = jax.devices() if mesh is None else list(mesh.devices.flat)
-    rows = Mesh(np.asarray(devices), ("row",))
+    holders = jax.devices() if mesh is None else list(mesh.devices.flat)
+    rows = Mesh(np.asarray(holders), ("row",))
     placed = NamedSharding(rows, P("row"))
-    own = [device for device in devices if device.process_index == jax.process_index()]
+    own = [device for device in holders if device.process_index == jax.process_index()]
 
     def spread(leaf) -> jax.Array:
         leaf = np.asarray(leaf)[None]
         nothing = np.zeros_like(leaf)
         parts = [
-            jax.device_put(leaf if device == devices[0] else nothing, device) for device in own
+            jax.device_put(leaf if device == holders[0] else nothing, device) for device in own
         ]
-        shape = (len(devices), *leaf.shape[1:])
+        shape = (len(holders), *leaf.shape[1:])
         return jax.make_array_from_single_device_arrays(shape, placed, parts)
 
     return _sum_of_rows(rows)(jax.tree.map(spread, arrays))
@@ -141,14 +119,14 @@ def over_networks(function: Callable) -> Callable:
         A function of the same arguments and results; the results are on all devices. Where the
         networks don't divide evenly, the last is computed more than once.
     """
-    devices = jax.devices()
-    if len(devices) == 1:
+    present = devices.all_devices()
+    if len(present) == 1:
         return function
-    mesh = Mesh(np.asarray(devices), (NETWORK,))
+    mesh = Mesh(np.asarray(present), (NETWORK,))
 
     def spread(*arguments):
         count = jax.tree.leaves(arguments)[0].shape[0]
-        padded = -(-count // len(devices)) * len(devices)
+        padded = -(-count // len(present)) * len(present)
         positions = jnp.minimum(jnp.arange(padded), count - 1)
         results = jax.shard_map(
             function, mesh=mesh, in_specs=P(NETWORK), out_specs=P(NETWORK), check_vma=False

@@ -1,13 +1,13 @@
 """Real images that are too large a set for the device: read from the host a chunk at a time.
 
-Images are on the device where they are a JAX array. Where they are a NumPy array or a memory map,
-Grain's threads gather chunks of them, in the order in which they are needed, while the device
-computes on earlier ones. The results are the same.
+Images are on the device where they are a JAX array. Where they are a NumPy array or a memory map, a
+Grain pipeline gives chunks of them, in the order in which they are needed, while the device
+computes on earlier ones. The results are the same. A run goes on after its last whole epoch, so
+the pipeline of an epoch always starts at its beginning.
 """
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edf_jax.data import Normalisation
-from edf_jax.data.preprocess import in_workers
+from edf_jax.data.pipeline import stream
 from edf_jax.models import Network
 from edf_jax.runtime import devices, processes
 from edf_jax.training import loop as training
@@ -165,17 +165,33 @@ def _streamed_epoch(
         if batches.mask is not None:
             used = int(np.asarray(batches.mask[0]).any(axis=1).sum())
         each = min(steps, max(1, chunk_bytes // (networks * size * images[:1].nbytes)))
-        ahead, losses = _Ahead(), []
-        for start, chunk, chosen in _chunks_of(images, labels, batches, each, used, workers):
-            now = jnp.int32(min(each, used - start))
-            states, loss = train(states, chunk, *chosen, now, rate)
+        losses: list[jax.Array] = []
+        # All chunks are of one shape; the last is filled up with the last step, which isn't made.
+        parts = np.minimum(np.arange(-(-used // each) * each), steps - 1).reshape(-1, each)
+        positions = np.asarray(batches.positions)[:, parts].swapaxes(0, 1)
+        pipeline = stream(
+            images, positions.reshape(-1, size), workers=workers, together=networks * each
+        )
+        local = jnp.broadcast_to(jnp.arange(each * size).reshape(each, size), positions.shape[1:])
+        for part, chosen, chunk in zip(parts, positions, pipeline):
+            mask = None if batches.mask is None else batches.mask[:, part]
+            now = training.Batches(local, mask, batches.keys[:, part])
+            chunk = chunk.reshape(networks, each * size, *images.shape[1:])
+            chosen = labels[chosen].reshape(networks, each * size)
+            count = jnp.int32(min(each, used - part[0]))
+            states, loss = train(states, chunk, chosen, now, count, rate)
             losses.append(loss)
-            ahead.wait(loss)
+            _hold_back(losses)
         if last is not None:
             positions = np.asarray(last.positions)
+            (chunk,) = stream(images, positions, workers=workers, together=networks)
             local = jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
             states, loss = train_last(
-                states, images[positions], labels[positions], last._replace(positions=local), rate
+                states,
+                chunk.reshape(*positions.shape, *images.shape[1:]),
+                labels[positions],
+                last._replace(positions=local),
+                rate,
             )
             losses.append(loss[:, None])
             used += 1
@@ -184,56 +200,10 @@ def _streamed_epoch(
     return epoch
 
 
-def _chunks_of(
-    images: np.ndarray,
-    labels: np.ndarray,
-    batches: training.Batches,
-    each: int,
-    used: int,
-    workers: int,
-) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, training.Batches]]]:
-    """The first `used` steps of several networks, `each` at a time: images, labels and batches.
-
-    All chunks are of one shape; the last is filled up with its last step.
-    """
-    networks, steps, size = batches.positions.shape
-    chunks = -(-used // each)
-    order = np.minimum(np.arange(chunks * each), steps - 1)
-    positions = np.asarray(batches.positions)[:, order].reshape(networks, chunks, each, size)
-    positions = positions.transpose(1, 0, 2, 3)
-    local = jnp.broadcast_to(jnp.arange(each * size).reshape(each, size), positions.shape[1:])
-    gathered = _gathered(images, positions.reshape(chunks, networks * each, size), workers)
-    for index, chunk in enumerate(gathered):
-        now = order[index * each : (index + 1) * each]
-        part = training.Batches(
-            local,
-            None if batches.mask is None else batches.mask[:, now],
-            batches.keys[:, now],
-        )
-        chosen = labels[positions[index]].reshape(networks, each * size)
-        chunk = chunk.reshape(networks, each * size, *images.shape[1:])
-        yield index * each, chunk, (chosen, part)
-
-
-def _gathered(images: np.ndarray, positions: np.ndarray, workers: int) -> Iterator[np.ndarray]:
-    """The images at `positions [chunks, parts, b]`, chunk by chunk, `[parts * b, H, W, C]`."""
-    flat = positions.reshape(-1, positions.shape[-1])
-    parts = in_workers(lambda index: images[flat[index]], range(len(flat)), workers)
-    for _ in range(len(positions)):
-        yield np.concatenate([next(parts) for _ in range(positions.shape[1])])
-
-
-class _Ahead:
+def _hold_back(results: list[jax.Array]) -> None:
     """Keeps the host from queueing more than a few chunks on the device."""
-
-    def __init__(self) -> None:
-        self._queued: collections.deque[jax.Array] = collections.deque()
-
-    def wait(self, result: jax.Array) -> None:
-        """Takes a chunk's result, and waits for the one before the last."""
-        self._queued.append(result)
-        if len(self._queued) == CHUNKS:
-            self._queued.popleft().block_until_ready()
+    if len(results) >= CHUNKS:
+        results[-CHUNKS].block_until_ready()
 
 
 def chunks(
@@ -259,7 +229,8 @@ def chunks(
     each = min(rows, max(1, chunk_bytes // (batch * images[:1].nbytes)))
     parts = -(-rows // each)
     positions = (np.arange(parts * each * batch) % count).reshape(parts, each, batch)
-    for chosen, chunk in zip(positions, _gathered(images, positions, workers)):
+    pipeline = stream(images, positions.reshape(-1, batch), workers=workers, together=each)
+    for chosen, chunk in zip(positions, pipeline):
         yield chosen.reshape(-1), chunk
 
 
@@ -290,10 +261,10 @@ def make_classify(
         return training.for_each_network(one)(theta, batch_stats)
 
     def classify(theta, batch_stats, images):
-        found, ahead = [], _Ahead()
+        found: list[jax.Array] = []
         for _, chunk in chunks(images, workers=workers, chunk_bytes=chunk_bytes):
             found.append(compiled(theta, batch_stats, chunk))
-            ahead.wait(found[-1])
+            _hold_back(found)
         return jnp.concatenate(found, axis=1)[:, : len(images)]
 
     return classify

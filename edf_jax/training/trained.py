@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ class TrainedNetwork:
         """Of its parameters and statistics."""
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(self.arrays)]
         parts = "".join(storage.digest(array) for array in arrays)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        return storage.fingerprint(parts.encode())[:16]
 
     def logits(self, arrays: tuple[jax.Array, Any], inputs: jax.Array) -> jax.Array:
         """Of our classes, `[n, C]`, of normalised `inputs [n, H, W, C]`."""

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from edf_jax.comp_dd import complexity, selection
-from edf_jax.comp_dd.images import open_collection
-from edf_jax.comp_dd.judges import Judge, choose_judge
+from edf_jax.comp_dd.images import open_images
+from edf_jax.comp_dd.judges import choose_judge
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import load_dataset
 from edf_jax.data.subsets import imagenet_classes
@@ -20,6 +20,7 @@ from edf_jax.methods import gradcam
 from edf_jax.models import build_network, torch_layout
 from edf_jax.models.pretrained import CAM_NETWORK
 from edf_jax.runtime.errors import UserError
+from edf_jax.training.trained import TrainedNetwork
 from tests.data_layouts import data_config, photograph, write_folder
 from tests.tiny import dataset
 
@@ -31,11 +32,10 @@ _FLAGS = (
 )
 
 
-def _judge(seed: int = 0) -> Judge:
+def _judge(seed: int = 0) -> TrainedNetwork:
     network = build_network("ConvNet", num_classes=3, image_shape=(8, 8, 3), width=4, depth=1)
     theta, batch_stats = network.init(jax.random.key(seed))
-    prepare = dataset().info.normalisation.apply
-    return Judge(network, theta, batch_stats, prepare, 8, "a network of random weights")
+    return TrainedNetwork(network, theta, batch_stats, "a network of random weights")
 
 
 def test_complexity_is_the_share_of_the_map_below_a_half():
@@ -46,11 +46,12 @@ def test_complexity_is_the_share_of_the_map_below_a_half():
 @pytest.mark.parametrize("method", ["grad_cam", "smooth_grad_cam_pp"])
 def test_an_image_is_measured_by_its_own_map_for_the_networks_top_class(method):
     judge, key = _judge(), jax.random.key(5)
+    prepare = dataset().info.normalisation.apply
     pixels = dataset().train.images[:3]
     positions = np.array([7, 2, 11])
-    actual = complexity.make_measure(judge, method)(pixels, positions, key)
+    actual = complexity.make_measure(judge, prepare, method)(pixels, positions, key)
     network, theta = judge.network, judge.theta
-    inputs = judge.prepare(pixels)
+    inputs = prepare(pixels)
     top = np.argmax(network.apply(theta, inputs), axis=1)
     for i, position in enumerate(positions):
         one = (inputs[i : i + 1], top[i : i + 1])
@@ -66,7 +67,7 @@ def test_an_image_is_measured_by_its_own_map_for_the_networks_top_class(method):
             found = gradcam.smooth_grad_cam_pp(*arguments, 0.3 * draws)
         assert found.shape == (1, 4, 4)
         assert actual[i] == pytest.approx(1 - np.mean(np.asarray(found) >= 0.5))
-    alone = complexity.make_measure(judge, method)(pixels[1:2], positions[1:2], key)
+    alone = complexity.make_measure(judge, prepare, method)(pixels[1:2], positions[1:2], key)
     assert alone[0] == pytest.approx(float(actual[1]))
 
 
@@ -151,7 +152,7 @@ def test_imagenets_classes_become_lists_that_a_config_takes(tmp_path, capsys):
 
 def test_images_in_files_become_a_folder_of_links(tmp_path):
     write_folder(tmp_path / "in", ["a b", "c", "d"], train=2, test=1)
-    collection = open_collection(data_config(path=tmp_path / "in"), 0)
+    collection = open_images(data_config(path=tmp_path / "in"), 0)
     flags = selection.write_subset(tmp_path, "easy", [2, 0], [0.0] * 3, collection)
     assert flags == f"--config.data.source=folder --config.data.path={tmp_path / 'easy'}"
     links = sorted((tmp_path / "easy" / "train" / "a b").iterdir())
@@ -167,7 +168,7 @@ def test_an_imagenet_network_sees_224_pixels_and_maps_7(tmp_path):
     weights = tmp_path / "resnet18.safetensors"
     save_file({name: np.asarray(tensor, order="C") for name, tensor in state.items()}, weights)
     values = {"data.source": "folder", "data.path": str(tmp_path), "cam.weights": str(weights)}
-    judge = choose_judge(resolve(default_config(**values)), tmp_path)
+    judge, _, resolution = choose_judge(resolve(default_config(**values)), tmp_path)
     like = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
     features = jax.eval_shape(
         lambda x: judge.network.features(judge.theta, x, judge.batch_stats), like
@@ -181,7 +182,7 @@ def test_an_imagenet_network_sees_224_pixels_and_maps_7(tmp_path):
         y_test=np.arange(2),
     )
     grey = data_config(source="npz", path=tmp_path / "grey.npz")
-    collection = open_collection(grey, judge.resolution, colour=judge.channels == 3)
+    collection = open_images(grey, resolution, colour=judge.network.image_shape[2] == 3)
     assert collection.train.read(0).shape == (224, 224, 3)
 
 

@@ -31,7 +31,7 @@ def _distilled(config=None) -> DistilledSet:
     images = np.asarray(IMAGENET.apply(pixels), np.float32)
     names = find_comp_dd("bird", "easy").class_names
     return DistilledSet(
-        images, hard_labels(np.arange(10), 10), 0.02, names, IMAGENET, 5, config or {}
+        images, hard_labels(np.arange(10), 10), 0.02, names, IMAGENET, 5, config=config or {}
     )
 
 

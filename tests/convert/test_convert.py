@@ -222,7 +222,7 @@ def _set(normalisation=IMAGENET, config=None):
     labels = generator.standard_normal((6, CLASSES)).astype(np.float32)
     names = ("tench", "a b", "Käfer")
     return DistilledSet(
-        images, labels, float(np.float32(0.0123)), names, normalisation, 7, config or {}
+        images, labels, float(np.float32(0.0123)), names, normalisation, 7, config=config or {}
     )
 
 
@@ -303,7 +303,7 @@ def test_another_set_says_what_an_official_one_was_whitened_with(tmp_path, capsy
         tuple("abcdefghij"),
         whitened,
         3,
-        {"data.cache_dir": cache, "distill.ipc": 1},
+        config={"data.cache_dir": cache, "distill.ipc": 1},
     )
     like.save(tmp_path / "like.safetensors")
     _triple(tmp_path / "logged")
@@ -326,10 +326,12 @@ def test_another_set_says_what_an_official_one_was_whitened_with(tmp_path, capsy
         ({"images": (20, 4, 5, 3)}, ("--dataset=cifar10",), "has 4 channels (shape (20, 4, 5, 3))"),
         ({"images": (20, 60)}, ("--dataset=cifar10",), "has shape (20, 60), not [n, C, H, W]"),
         ({"images": (19, 3, 4, 5)}, ("--dataset=cifar10",), "has shape (20, 10) for 19 images"),
-        ({"labels": torch.full((20,), 10)}, ("--dataset=cifar10",), "has 11 classes or more"),
-        ({"labels": torch.ones(20)}, ("--dataset=cifar10",), "neither classes nor logits"),
+        ({"labels": torch.full((20,), 10)}, ("--dataset=cifar10",), "does not fit its 10 classes"),
+        ({"labels": torch.ones(20)}, ("--dataset=cifar10",), "float32 [20]; expected are integers"),
         ({"labels": torch.ones(1, 1).expand(20, 10)}, ("--dataset=cifar10",), "repeats a smaller"),
         ({"labels": {"a": 1}}, ("--dataset=cifar10",), "is a dict, not a tensor"),
+        ({"rate": float("nan")}, ("--dataset=cifar10",), "has the rate nan: no learning rate"),
+        ({"rate": -0.1}, ("--dataset=cifar10",), "no learning rate"),
         ({"rate": [0.1, 0.2]}, ("--dataset=cifar10",), "lr_best.pt has shape (2,), not one number"),
     ],
 )

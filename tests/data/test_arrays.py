@@ -58,7 +58,7 @@ def test_another_resolution_is_prepared_and_cached(tmp_path):
     dataset = load_dataset(config)
     expected = Image.fromarray(images[7]).resize((14, 14), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(dataset.train.images[7, ..., 0], expected)
-    assert len(list((tmp_path / "cache").glob("mnist-t*.json"))) == 2
+    assert len(list((tmp_path / "cache").glob("mnist-t*.jsonl"))) == 2
 
 
 def _spoil(path: pathlib.Path, change) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edf_jax.data import describe_dataset, load_dataset, normalisation
 from edf_jax.data import tfds as our_tfds
 from edf_jax.data.subsets import find_subset, imagenet_classes
 from edf_jax.runtime.errors import UserError
-from tests.data_layouts import data_config, marks, write_tfds
+from tests.data_layouts import data_config, marked, marks, write_tfds
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -67,7 +69,7 @@ def test_the_labels_are_read_once_and_nothing_is_decoded_for_it(tmp_path, monkey
     cache_dir = load.find_cache_dir(config)
     monkeypatch.setattr(preprocess, "decode", None)
     first = our_tfds.open_tfds(config, cache_dir)
-    assert len(list(cache_dir.glob("tfds_labels_*.npy"))) == 2
+    assert len(list(cache_dir.glob("tfds_labels_*.npz"))) == 2
     monkeypatch.setattr(our_tfds, "in_workers", None)
     second = our_tfds.open_tfds(config, cache_dir)
     np.testing.assert_array_equal(first.train.labels, second.train.labels)
@@ -106,6 +108,88 @@ def test_a_set_of_ones_own(tmp_path):
     assert dataset.info.class_names == ("cat", "dog") and dataset.info.imagenet_indices is None
     plan = describe_dataset(_config(tmp_path, name="pets"))
     assert (plan.num_train, plan.num_test, plan.class_names) == (3, 2, ("cat", "dog"))
+
+
+def _prepare(data_dir, name, label_names, *, grey):
+    """TFDS itself prepares a set: image i is marked i % 10 and of class i % 10.
+
+    Images are given as encoded files, for TFDS encodes arrays by TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(
+            shape=(28, 28, 1) if grey else (None, None, 3),
+            encoding_format="png" if grey else "jpeg",
+        ),
+        "label": tfds.features.ClassLabel(names=label_names),
+    }
+
+    def file(i):
+        image = Image.fromarray(marked(i % 10, i))
+        buffer = io.BytesIO()
+        if grey:
+            image.convert("L").resize((28, 28)).save(buffer, "PNG")
+        else:
+            image.save(buffer, "JPEG", quality=95)
+        buffer.seek(0)
+        return buffer
+
+    class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.1")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(20)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": file(i), "label": i % 10}
+
+    Prepared.name = name
+    Prepared.code_path = None  # whose checksums it would look for
+    Prepared(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "grey"), [("mnist", "mnist", True), ("imagewoof", "imagewoof_fastai", 0)]
+)
+def test_sets_that_tfds_itself_prepared(tmp_path, name, expected, grey):
+    names = [str(i) for i in range(10)] if grey else list(find_subset(name).wnids)
+    _prepare(tmp_path / "tfds", name, names, grey=grey)
+    config = _config(tmp_path, name=name, resolution=28)
+    plan, dataset = describe_dataset(config), load_dataset(config)
+    assert plan.name == dataset.info.name == expected
+    assert plan.available and (plan.num_train, plan.num_test) == (30, 20)
+    assert dataset.info.class_names == plan.class_names
+    for split in (dataset.train, dataset.test):
+        np.testing.assert_array_equal(marks(split.images), split.labels)
+        # TFDS shuffles what it prepares.
+        assert (np.diff(split.labels) != 1).any()
+    np.testing.assert_array_equal(np.bincount(dataset.train.labels), [3] * 10)
+
+
+def test_labels_beyond_the_classes_are_refused(tmp_path):
+    for number, label in enumerate((-1, 2, 2**40)):
+        labels = {"train": [0, 1, label], "test": [0, 1]}
+        write_tfds(tmp_path / "tfds", f"pets{number}", labels, ["cat", "dog"])
+        with pytest.raises(UserError, match=f"Label {label} in the train split"):
+            load_dataset(_config(tmp_path, name=f"pets{number}"))
+
+
+def test_damaged_labels_in_the_cache_are_read_again(tmp_path):
+    labels = _write_imagenette(tmp_path)
+    config = _config(tmp_path, name="imagenette")
+    load_dataset(config)
+    for path in (tmp_path / "cache").glob("tfds_labels_*.npz"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    np.testing.assert_array_equal(load_dataset(config).train.labels, labels["train"])
 
 
 def test_unprepared_and_tfrecord_sets_end_in_the_preparing_command(tmp_path):

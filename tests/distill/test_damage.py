@@ -111,6 +111,8 @@ def _data_file(workdir: Path, checkpoint: str) -> str:
         ("half", "checkpoints/iteration_000013/digests.json", "delete", "checkpoint before"),
         ("half", "distilled/step_0.safetensors", "truncate", "made again"),
         ("half", "distilled/best_on_test.safetensors", "flip", "made again from the set"),
+        ("whole", "distilled/step_0.safetensors", "flip", "made again"),
+        ("whole", "distilled/step_0.safetensors", "delete", "made again"),
         ("whole", "distilled/last.safetensors", "flip", "made again from the last checkpoint"),
         ("whole", "distilled/best_on_test.safetensors", "delete", "made again"),
         ("whole", "figures/activation_maps.safetensors", "flip", "left out"),
@@ -122,6 +124,23 @@ def test_damage_is_told_of_and_made_good(runs, tmp_path, capsys, state, name, ho
         name = _data_file(runs[1][state], name.removesuffix(" data"))
     for seed in range(2 if how == "flip" else 1):
         assert said in _check(runs, state, name, how, seed, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["average", "best_on_held_out"])
+def test_a_lost_moving_average_or_best_set_is_made_again(tmp_path, capsys, name):
+    settings = {"distill__average": 0.9, "data__held_out": 0.1}
+    workdir = tmp_path / "run"
+    assert _main(workdir, "--stage=distill", **settings) == 0
+    expected = tiny_run.contents(workdir)
+    path = workdir / "distilled" / f"{name}.safetensors"
+    for damages in ("flip", "delete", "delete and its checkpoints"):
+        damage(path, damages.split()[0], np.random.default_rng(0))
+        if "checkpoints" in damages:
+            shutil.rmtree(workdir / "checkpoints")
+        capsys.readouterr()
+        assert _main(workdir, "--stage=distill", **settings) == 0
+        assert "made again from the last checkpoint" in capsys.readouterr().err
+        assert tiny_run.contents(workdir) == expected
 
 
 @pytest.mark.slow

@@ -5,11 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from edf_jax import distilled_set
-from edf_jax.distill import loop as distill
-from edf_jax.matching.iteration import initial_state
+from edf_jax.distill import pairs
+from edf_jax.distill.loop import distill
+from edf_jax.distill.watch import NotLearning, Watch
+from edf_jax.matching.iteration import Learnable, initial_state, outer_optimiser, outer_step
+from edf_jax.methods import curriculum
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.training.trained import TrainedNetwork
 from tests import tiny
@@ -30,39 +34,39 @@ def _cam(store):
 
 
 def test_the_bound_grows_in_whole_steps_and_stays():
-    bounds = [distill.start_epoch_bound(it, 2, 8, 100) for it in (0, 16, 17, 50, 99, 100, 500)]
+    bounds = [curriculum.start_epoch_bound(it, 2, 8, 100) for it in (0, 16, 17, 50, 99, 100, 500)]
     assert bounds == [2, 2, 3, 5, 7, 8, 8]
 
 
 def test_a_fixed_bound_is_the_last_one_from_the_start():
-    assert distill.start_bound(tiny.config("mtt"), 0) == 3
-    assert [distill.start_bound(tiny.config("datm"), it) for it in (0, 2, 4)] == [1, 2, 3]
+    assert pairs.start_bound(tiny.config("mtt"), 0) == 3
+    assert [pairs.start_bound(tiny.config("datm"), it) for it in (0, 2, 4)] == [1, 2, 3]
 
 
 def test_choices_follow_from_seed_and_iteration_alone():
     config = tiny.config("mtt", **{"distill.trajectories": 2})
-    forwards = [distill.choices(config, it) for it in range(12)]
-    backwards = [distill.choices(config, it) for it in reversed(range(12))]
+    forwards = [pairs.choices(config, it) for it in range(12)]
+    backwards = [pairs.choices(config, it) for it in reversed(range(12))]
     assert forwards == backwards[::-1]
     other = tiny.config("mtt", **{"distill.trajectories": 2, "seed": 1})
-    assert forwards != [distill.choices(other, it) for it in range(12)]
+    assert forwards != [pairs.choices(other, it) for it in range(12)]
 
 
 @pytest.mark.parametrize("trajectories", [1, 2])
 def test_experts_come_without_replacement(trajectories):
     config = tiny.config("mtt", **{"distill.trajectories": trajectories})
-    experts = [expert for it in range(12) for expert, _ in distill.choices(config, it)]
+    experts = [expert for it in range(12) for expert, _ in pairs.choices(config, it)]
     turns = [experts[i : i + 3] for i in range(0, len(experts), 3)]
     assert all(sorted(turn) == [0, 1, 2] for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 1
 
 
 def test_start_epochs_are_all_those_allowed():
-    drawn = {start for it in range(60) for _, start in distill.choices(tiny.config("mtt"), it)}
+    drawn = {start for it in range(60) for _, start in pairs.choices(tiny.config("mtt"), it)}
     assert drawn == {0, 1, 2}
     values = {"distill.min_start_epoch": 1, "distill.current_max_start_epoch": 2}
     late = tiny.config("datm", **values)
-    assert {start for it in range(60) for _, start in distill.choices(late, it)} == {1, 2}
+    assert {start for it in range(60) for _, start in pairs.choices(late, it)} == {1, 2}
 
 
 # One step.
@@ -70,7 +74,7 @@ def test_start_epochs_are_all_those_allowed():
 
 def _state(options):
     initial = tiny.initial_set()
-    values = distill.Learnable(
+    values = Learnable(
         jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
     )
     return initial_state(options, values)
@@ -78,15 +82,15 @@ def _state(options):
 
 def _gradients(state, seed=0):
     rng = np.random.default_rng(seed)
-    return distill.Learnable(
+    return Learnable(
         *(jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in state.values)
     )
 
 
 def _step(options, state, loss, gradients, threshold):
     weight = jnp.ones((*state.values.images.shape[:3], 1))
-    optimiser = distill.outer_optimiser(options)
-    return distill.outer_step(
+    optimiser = outer_optimiser(options)
+    return outer_step(
         optimiser, state, jnp.float32(loss), gradients, weight, threshold, decay=options.average
     )
 
@@ -132,10 +136,10 @@ def test_the_weight_multiplies_the_pixels_gradient_before_momentum():
     state = _state(options)
     gradients = _gradients(state)
     weight = jnp.asarray(np.random.default_rng(2).uniform(1, 2, (6, 8, 8, 1)), jnp.float32)
-    optimiser = distill.outer_optimiser(options)
+    optimiser = outer_optimiser(options)
     after = state
     for _ in range(2):
-        after, _ = distill.outer_step(optimiser, after, jnp.float32(0), gradients, weight, 1.0)
+        after, _ = outer_step(optimiser, after, jnp.float32(0), gradients, weight, 1.0)
     expected = state.values.images - options.lr_img * (2 + options.momentum_img) * (
         weight * gradients.images
     )
@@ -181,7 +185,7 @@ def test_rows_say_what_was_matched_and_the_bound(tmp_path, store):
     assert [row["step"] for row in rows] == list(range(6))
     assert [row["max_start_epoch"] for row in rows] == [1, 1, 2, 2, 3, 3]
     for row in rows:
-        assert [(row["expert"], row["start_epoch"])] == distill.choices(config, row["step"])
+        assert [(row["expert"], row["start_epoch"])] == pairs.choices(config, row["step"])
     assert [row["step"] for row in tiny.rows(tmp_path, "evaluate")] == [0, 3, 6]
 
 
@@ -223,6 +227,24 @@ def test_best_on_test_is_the_best_of_the_evaluations(tmp_path, store):
     assert distilled_set.load(tmp_path / "distilled" / "last.safetensors").step == 6
 
 
+def test_another_evaluation_half_way_starts_a_new_best(tmp_path, store, caplog):
+    worth = {0: 9.0, 3: 5.0, 6: 4.0, 9: 3.0}
+
+    def best_after(**values):
+        config = tiny.config("datm", **values)
+        tiny.run_distillation(
+            config, tmp_path, store, on=lambda distilled, it: tiny.Accuracy(worth[it])
+        )
+        return distilled_set.load(tmp_path / "distilled" / "best_on_test.safetensors").step
+
+    assert best_after() == 0
+    assert best_after(**{"distill.iterations": 9, "evaluate.width": 8}) == 0
+    worth[12] = 2.0
+    # More epochs: what is 9.0 by the old evaluation says nothing about the new one's 3.0.
+    assert best_after(**{"distill.iterations": 12, "evaluate.epochs": 5}) == 9
+    assert "the best set so far is sought anew" in tiny.messages(caplog)[-1]
+
+
 def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeypatch):
     shown = []
     images, histogram = MetricsWriter.images, MetricsWriter.histogram
@@ -249,3 +271,52 @@ def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeyp
         ("label_probabilities", None),
     }
     assert list((tmp_path / "tensorboard" / "evaluate").glob("events*"))
+
+
+# alpha's logarithm.
+
+
+def test_alpha_stays_positive_where_its_logarithm_is_learned():
+    options = tiny.config("edf", **{"distill.alpha_step": "log", "distill.lr_lr": 10.0}).distill
+    optimiser, values = outer_optimiser(options), _state(options).values
+    momentum = optimiser.init(values)
+    gradient = jax.tree.map(jnp.zeros_like, values)._replace(alpha=jnp.float32(1e6))
+    seen = []
+    for _ in range(20):
+        updates, momentum = optimiser.update(gradient, momentum, values)
+        values = optax.apply_updates(values, updates)
+        seen.append(float(values.alpha))
+    # However large a gradient, an iteration changes it by a tenth.
+    np.testing.assert_allclose(np.array(seen[1:]) / seen[:-1], 1 / 1.1, rtol=1e-5)
+
+
+def test_a_step_of_the_logarithm_is_sgd_on_it():
+    """Against plain SGD with momentum on log alpha, written out."""
+    options = tiny.config("edf", **{"distill.alpha_step": "log", "distill.lr_lr": 0.02}).distill
+    optimiser, values = outer_optimiser(options), _state(options).values
+    momentum = optimiser.init(values)
+    log_alpha, trace = float(np.log(values.alpha)), 0.0
+    for slope in (3.0, -1.0, 2.0):
+        gradient = jax.tree.map(jnp.zeros_like, values)._replace(alpha=jnp.float32(slope))
+        updates, momentum = optimiser.update(gradient, momentum, values)
+        values = optax.apply_updates(values, updates)
+        trace = slope * np.exp(log_alpha) + options.momentum_lr * trace
+        log_alpha -= 0.02 * trace
+    assert float(values.alpha) == pytest.approx(np.exp(log_alpha), rel=1e-5)
+
+
+# The look at a young run.
+
+
+def test_a_run_that_does_not_learn_is_noticed_in_its_first_tenth(tmp_path, store, caplog):
+    config = tiny.config(
+        "edf", **{"distill.iterations": 100, "distill.eval_every": 1000, "distill.threshold": 1e-9}
+    )
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        watch = Watch(config, metrics, tiny.evaluate, lambda finding: bool(finding.key))
+        with pytest.raises(NotLearning, match="10 of 10|9 of 9|11 of 11|changed nothing"):
+            distill(
+                config, tiny.network(), tiny.initial_set(), store, None, tiny.evaluate, metrics,
+                tmp_path, watch,
+            )  # fmt: skip
+        assert len(metrics.rows("distill")) <= 12

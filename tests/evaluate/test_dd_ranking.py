@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edf_jax.data import coresets
-from edf_jax.evaluate.dd_ranking import Measured, augmentation_robust, label_robust, normalise
+from edf_jax.evaluate.dd_ranking import Estimate, augmentation_robust, label_robust, normalise
 from edf_jax.runs.statistics import Accuracies, interval95
 from edf_jax.runtime.errors import UserError
 
@@ -18,19 +18,19 @@ def test_scores_run_from_0_to_100():
 
 
 def test_the_label_robust_score_is_the_published_formula():
-    score = label_robust(Measured(90, 1), Measured(30, 2), Measured(55, 2), Measured(35, 1))
+    score = label_robust(Estimate(90, 1), Estimate(30, 2), Estimate(55, 2), Estimate(35, 1))
     assert score.second == pytest.approx((60, 5**0.5))  # HLR = 90 - 30
     assert score.first == pytest.approx((20, 5**0.5))  # IOR = 55 - 35
     # alpha = 0.5 * 0.2 - 0.5 * 0.6 = -0.2; (e^-0.2 - e^-1) / (e - e^-1)
     assert score.value == pytest.approx(19.18187, abs=1e-4)
     # d LRS / d alpha = 100 e^alpha / (e - e^-1), and alpha's deviation is 0.5 sqrt(10) points.
     assert score.std == pytest.approx(34.8336 * 0.5 * 10**0.5 / 100, rel=1e-4)
-    only = label_robust(Measured(90), Measured(30), Measured(55), Measured(35), weight=1.0)
+    only = label_robust(Estimate(90), Estimate(30), Estimate(55), Estimate(35), weight=1.0)
     assert only.value == pytest.approx(normalise(0.2))
 
 
 def test_the_augmentation_robust_score_is_the_published_formula():
-    score = augmentation_robust(Measured(60), Measured(40), Measured(50), Measured(45))
+    score = augmentation_robust(Estimate(60), Estimate(40), Estimate(50), Estimate(45))
     assert (score.first.mean, score.second.mean) == (20, 5)
     # beta = 0.5 * 0.2 + 0.5 * 0.05 = 0.125
     assert score.value == pytest.approx(32.55908, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Trials on a bench: rates, baselines, stored labels, the teacher, the ledger."""
+"""Measurements: rates, baselines, stored labels, the teacher, figures that are kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edf_jax.evaluate import labelled_images, protocols, stage
-from edf_jax.evaluate import measure as bench_module
-from edf_jax.evaluate.measure import Bench, RealNetworks, Trial
-from edf_jax.evaluate.measured import Ledger
+from edf_jax.distilled_set import LabelledImages
+from edf_jax.evaluate import protocols, stage
+from edf_jax.evaluate.measure import Evaluation, Measurement
+from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
-from edf_jax.models.choose import MATCHED, POOLS, expand, find_network, network_for
+from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.trained import TrainedNetwork
@@ -26,9 +26,8 @@ def _no_teacher():
     raise AssertionError("no teacher is needed here")
 
 
-def _bench(config, dataset, folder, **options):
-    options.setdefault("get_teacher", lambda: get_teacher(config, dataset, folder))
-    return Bench(config, dataset, folder, **options)
+def _evaluation(config, dataset, folder, **options):
+    return Evaluation(config, dataset, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +37,25 @@ def dataset():
 
 def _experts(config, dataset):
     network = network_for(config, dataset.info)
-    thetas = [network.init(jax.random.key(k)) for k in range(2)]
-    return RealNetworks(network, lambda k: thetas[k], 2, "two networks")
+    return lambda: [
+        TrainedNetwork(network, *network.init(jax.random.key(k)), f"network {k}") for k in range(2)
+    ]
 
 
 def test_a_learned_rate_is_used_on_its_own_network_alone(dataset, tmp_path):
     config = make_config()
-    bench = _bench(config, dataset, tmp_path, get_teacher=_no_teacher)
-    own = labelled_images.of_distilled(make_distilled(dataset))
-    assert bench._known_rate(Trial(own)) == pytest.approx(0.05)
-    assert bench._known_rate(Trial(own, "MLP")) is None
-    assert bench._known_rate(Trial(own.with_hard_labels())) is None
-    other = labelled_images.of_distilled(make_distilled(dataset))
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    own = make_distilled(dataset)
+    assert evaluation._known_rate(Measurement(own)) == pytest.approx(0.05)
+    assert evaluation._known_rate(Measurement(own, "MLP")) is None
+    assert evaluation._known_rate(Measurement(own.with_hard_labels())) is None
+    other = make_distilled(dataset)
     object.__setattr__(other, "config", {"model.width": 128})
-    assert bench._known_rate(Trial(other)) is None
-    searching = _bench(make_config(**{"evaluate.rate": "search"}), dataset, tmp_path)
-    assert searching._known_rate(Trial(own)) is None
-    everywhere = _bench(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
-    assert everywhere._known_rate(Trial(own, "MLP")) == pytest.approx(0.05)
+    assert evaluation._known_rate(Measurement(other)) is None
+    searching = _evaluation(make_config(**{"evaluate.rate": "search"}), dataset, tmp_path)
+    assert searching._known_rate(Measurement(own)) is None
+    everywhere = _evaluation(make_config(**{"evaluate.rate": "learned"}), dataset, tmp_path)
+    assert everywhere._known_rate(Measurement(own, "MLP")) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_rdeds_own_numbers_are_used_where_its_code_has_them(
     info = dataclasses.replace(dataset.info, name=name, class_names=tuple(map(str, range(100))))
     of = dataclasses.replace(dataset, info=info)
     taught = TrainedNetwork(network_for(make_config(), info, teacher), (), {}, "a teacher")
-    bench = _bench(make_config(), of, tmp_path, get_teacher=lambda: taught)
+    evaluation = _evaluation(make_config(), of, tmp_path, teacher=lambda: taught)
     images = np.zeros((1000, *info.image_shape), np.float32)
-    subject = labelled_images.Subject(images, np.zeros((1000, 100), np.float32))
-    trial = Trial(subject, student, "rded")
-    special = bench._cifar100_convnets(trial)
-    rate = protocols.rate_of(bench.network(student, "rded"), cifar100_convnets=special)
-    assert (bench._batch(trial), rate) == settings
+    subject = LabelledImages(images, np.zeros((1000, 100), np.float32))
+    one = Measurement(subject, student, "rded")
+    special = evaluation._cifar100_convnets(one)
+    rate = protocols.rate_of(evaluation.network(student, "rded"), cifar100_convnets=special)
+    assert (evaluation._batch(one), rate) == settings
 
 
 def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
@@ -88,19 +88,19 @@ def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
     config = make_config()
     found = []
     for data in (dataset, without_test_pixels(dataset)):
-        bench = _bench(config, data, tmp_path, get_teacher=_no_teacher)
-        subject = bench.baseline("random", 2)
-        held_out = bench.held_out(subject)
+        evaluation = _evaluation(config, data, tmp_path, teacher=_no_teacher)
+        subject = evaluation.baseline("random", 2)
+        held_out = evaluation.held_out(subject)
         assert not set(held_out) & set(subject.positions)
         assert len(held_out) + len(subject.positions) == 60
-        trial = Trial(subject)
+        measurement = Measurement(subject)
         tested = []
-        evaluator = bench.evaluator(trial)
+        evaluator = evaluation.evaluator(measurement)
         test = evaluator.test
         evaluator.test = lambda states, *data, test=test, tested=tested: (
             tested.append(data) or test(states, *data)
         )
-        found.append(bench._rate(trial, evaluator, None))
+        found.append(evaluation._rate(measurement, evaluator, None))
         ((images, labels),) = tested
         np.testing.assert_array_equal(images, dataset.train.images[held_out])
         np.testing.assert_array_equal(labels, dataset.train.labels[held_out])
@@ -110,11 +110,11 @@ def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
 
 def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
     config = make_config()
-    bench = _bench(
-        config, dataset, tmp_path, get_teacher=_no_teacher, real_networks=_experts(config, dataset)
+    evaluation = _evaluation(
+        config, dataset, tmp_path, teacher=_no_teacher, networks=_experts(config, dataset)
     )
     for name in ("random", "herding", "k_centre", "real_soft"):
-        subject = bench.baseline(name, 2)
+        subject = evaluation.baseline(name, 2)
         expected = dataset.train.labels[subject.positions]
         assert np.bincount(expected).tolist() == [2, 2, 2] and len(set(subject.positions)) == 6
         stored = dataset.info.normalisation.apply(dataset.train.images[subject.positions])
@@ -122,40 +122,40 @@ def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
         assert subject.has_soft_labels == (name == "real_soft")
         if name != "real_soft":
             np.testing.assert_array_equal(subject.classes, expected)
-    assert bench.baseline("herding", 2) is bench.baseline("herding", 2)
+    assert evaluation.baseline("herding", 2) is evaluation.baseline("herding", 2)
     np.testing.assert_array_equal(
-        bench.baseline("real_soft", 2).images, bench.baseline("random", 2).images
+        evaluation.baseline("real_soft", 2).images, evaluation.baseline("random", 2).images
     )
 
 
 def test_a_network_with_batch_norm_is_evaluated(dataset, tmp_path):
     config = make_config(**{"evaluate.epochs": 40, "evaluate.batch": 4})
-    bench = _bench(config, dataset, tmp_path, get_teacher=_no_teacher)
-    subject = labelled_images.of_distilled(make_distilled(dataset))
-    figures = bench.run(Trial(subject, "ConvNetD1W4BN"))
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    subject = make_distilled(dataset)
+    figures = evaluation.run(Measurement(subject, "ConvNetD1W4BN"))
     assert figures["mean"] > 80 and figures["num_images"] == 30
     assert len(figures["accuracies"]) == 2 and figures["rate"] in (0.01, 0.1)
 
 
 def test_protocols_with_a_teacher_run_from_one_teacher(dataset, tmp_path):
     config = make_config(**{"teacher.dir": str(tmp_path), "teacher.epochs": 8})
-    bench = _bench(config, dataset, tmp_path)
-    subject = labelled_images.of_distilled(make_distilled(dataset))
-    teacher = bench.teacher
+    evaluation = _evaluation(config, dataset, tmp_path)
+    subject = make_distilled(dataset)
+    teacher = evaluation.teacher
     assert teacher.accuracy > 80 and teacher.network.has_batch_stats
-    rded = bench.run(Trial(subject, protocol="rded"))
-    assert bench.network(MATCHED, "rded").has_batch_stats
+    rded = evaluation.run(Measurement(subject, protocol="rded"))
+    assert evaluation.network(MATCHED, "rded").has_batch_stats
     assert rded["rate"] == 1e-3 and rded["last_epoch_mean"] == pytest.approx(rded["mean"])
-    trial = Trial(subject, protocol="sre2l", keep_labels=True)
-    stored = bench.run(trial)
+    measurement = Measurement(subject, protocol="sre2l", keep_labels=True)
+    stored = evaluation.run(measurement)
     (file,) = (tmp_path / "fkd").glob("*.safetensors")
     assert stored["soft_label_file"] == str(file)
     assert stored["image_bytes"] == subject.images.nbytes
     # order, crops, flips, partners, labels of 6 images of 3 classes, one box, 3 epochs; the batch
     assert stored["soft_label_bytes"] == 3 * (6 * (4 + 8 + 1 + 4 + 6) + 8) + 4
-    assert bench.run(trial)["accuracies"] == stored["accuracies"]  # from the file
+    assert evaluation.run(measurement)["accuracies"] == stored["accuracies"]  # from the file
     file.write_bytes(file.read_bytes()[:-3])
-    assert bench.run(trial)["accuracies"] == stored["accuracies"]
+    assert evaluation.run(measurement)["accuracies"] == stored["accuracies"]
 
 
 def test_a_teacher_is_found_by_its_settings(dataset, tmp_path, monkeypatch):
@@ -205,8 +205,8 @@ def test_an_imagenet_teacher_labels_a_subset_of_its_classes(dataset, tmp_path):
     np.testing.assert_allclose(found.logits(found.arrays, inputs), expected, atol=1e-5)
     right = (np.argmax(expected, axis=1) == dataset.test.labels).mean()
     assert found.accuracy == pytest.approx(100 * right)
-    bench = _bench(config, data, tmp_path, get_teacher=lambda: found)
-    assert bench.baseline("real_soft", 2).labels.shape == (6, 3)
+    evaluation = _evaluation(config, data, tmp_path, teacher=lambda: found)
+    assert evaluation.baseline("real_soft", 2).labels.shape == (6, 3)
     with pytest.raises(UserError, match="1000 classes"):
         get_teacher(config, dataset, tmp_path)
 
@@ -240,26 +240,26 @@ def test_pools_are_networks_that_fit_a_32_pixel_image():
     config = make_config(**{"model.depth": 0})
     for names in POOLS.values():
         for name in names:
-            assert find_network(config, info, name, width=8).num_params > 0
+            assert network_for(config, info, name, width=8).num_params > 0
     assert expand(["norm", "ConvNetBN", "MLP"])[-1] == "MLP"
     assert expand(["ConvNetBN", "norm"])[:2] == ("ConvNetBN", "ConvNetNN")
 
 
-def test_the_ledger_keeps_figures_with_what_made_them(tmp_path):
+def test_figures_are_kept_with_what_made_them(tmp_path):
     path, made = tmp_path / "evaluation.json", []
 
     def make():
         made.append(1)
         return {"mean": 5.0}
 
-    first = Ledger(path, {"command": "a", "seed": 3}).need({"x": 1}, make)
-    again = Ledger(path, {"command": "b", "seed": 3}).need({"x": 1}, make)
+    first = Measured(path, {"command": "a", "seed": 3}).need({"x": 1}, make)
+    again = Measured(path, {"command": "b", "seed": 3}).need({"x": 1}, make)
     assert first == again and len(made) == 1
     assert again["provenance"] == {"command": "a", "seed": 3} and again["mean"] == 5.0
-    other = Ledger(path, {"command": "b"}).need({"x": 2}, make)
+    other = Measured(path, {"command": "b"}).need({"x": 2}, make)
     assert len(made) == 2 and other["provenance"] == {"command": "b"}
     path.write_text(path.read_text().replace("5.0", "6.0"))
-    assert Ledger(path, {}).find({"x": 1}) is None  # damaged: measured again
+    assert Measured(path, {}).find({"x": 1}) is None  # damaged: measured again
 
 
 @pytest.fixture
@@ -268,6 +268,8 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
+    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
 
 
@@ -284,15 +286,19 @@ def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
 
     def evaluate(provenance):
         return stage.evaluate_run(
-            config, dataset, [90.0, 92.0], run, real_networks=_experts(config, dataset),
+            config, dataset, [90.0, 92.0], run, networks=_experts(config, dataset),
             teacher=_no_teacher, provenance=provenance,
         )
 
     result = evaluate(origin)
     assert result["network"] == "ConvNet" and result["protocol"] == "plain"
-    for kind in ("distilled", "best_on_test", "random", "full"):
+    for kind in ("initial", "distilled", "best_on_test", "random", "full"):
         assert 0 <= result[f"{kind}_mean"] <= 100 and len(result[f"{kind}_interval"]) == 2
     assert result["distilled_mean"] == result["best_on_test_mean"]
+    # The images that distillation started from: by the same networks, at the rate they start at.
+    assert (result["initial_step"], result["initial_rate"]) == (0, pytest.approx(0.02))
+    assert result["initial_rate_from"] == "as it started"
+    assert result["initial_num_eval"] == result["distilled_num_eval"] == 2
     assert result["num_test_images"] == 30 and result["distilled_rate_from"] == "learned"
     for row in result["rows"]:
         assert row["provenance"] == {"seed": 0, **origin}
@@ -309,7 +315,7 @@ def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
     assert "same_labels_mean" not in result
     json.dumps(result)
 
-    monkeypatch.setattr(bench_module.Bench, "run", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("measured again"))
     assert evaluate({"command": "another"})["rows"] == result["rows"]
 
 
@@ -319,7 +325,7 @@ def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):
     path = str(tmp_path / "elsewhere.safetensors")
     config = make_config(**{"evaluate.distilled": path})
     result = stage.evaluate_run(config, dataset, [], tmp_path / "new", teacher=_no_teacher)
-    assert "best_on_test_mean" not in result and "full_mean" not in result
+    assert not {"best_on_test_mean", "initial_mean", "full_mean"} & set(result)
     assert result["distilled_mean"] >= 0 and path in result["distilled_note"]
     scored = make_config(**{"evaluate.distilled": path, "evaluate.scores": True})
     with pytest.raises(UserError, match="evaluate.full_epochs"):
@@ -349,15 +355,12 @@ def test_wrong_names_are_refused():
 
 
 def test_rates_of_a_search_are_all_tried(dataset, tmp_path):
-    bench = _bench(make_config(), dataset, tmp_path, get_teacher=_no_teacher)
-    subject = bench.baseline("random", 2)
-    evaluator = bench.evaluator(Trial(subject))
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=_no_teacher)
+    subject = evaluation.baseline("random", 2)
+    evaluator = evaluation.evaluator(Measurement(subject))
     seen = []
     train = evaluator.train
     evaluator.train = lambda *a, **k: seen.append(np.asarray(a[2])) or train(*a, **k)
-    images = jnp.asarray(dataset.train.images[:9])
-    labels = jnp.asarray(dataset.train.labels[:9])
-    rates = (0.5, 0.1)
-    best = bench_module.search_rate(evaluator, subject, rates, jax.random.key(0), images, labels)
-    np.testing.assert_allclose(seen, [[0.5, 0.1]])
-    assert best in rates
+    best, how = evaluation._rate(Measurement(subject), evaluator, None)
+    np.testing.assert_allclose(seen, [[0.01, 0.1]])
+    assert best in (0.01, 0.1) and how.startswith("best of 2")

@@ -13,6 +13,7 @@ import pytest
 
 from edf_jax.evaluate import crops as views
 from edf_jax.evaluate import protocols, stored_labels
+from edf_jax.evaluate.from_scratch import RealTestData
 from edf_jax.models import build_network
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import loop as training
@@ -275,13 +276,13 @@ def test_a_file_that_holds_no_soft_labels_is_refused(tmp_path):
 def _test_data(network, n=20):
     rng = np.random.default_rng(2)
     images = jnp.asarray(rng.standard_normal((n, *network.image_shape)), jnp.float32)
-    return images, jnp.asarray(rng.integers(0, 3, n)), lambda x: x
+    return RealTestData(images, jnp.asarray(rng.integers(0, 3, n)), lambda x: x)
 
 
 def test_rded_reports_the_best_check_and_the_last_epoch(teacher):
     network = _network("ConvNetD1W4BN")
-    evaluator = protocols.RdedEvaluator(
-        network, teacher, *_test_data(network), epochs=21, batch=4
+    evaluator = protocols.rded_evaluator(
+        network, teacher, _test_data(network), epochs=21, batch=4
     )
     rate = jnp.float32(0.01)
     found = evaluator(_set(), np.zeros(10, np.int32), rate, jax.random.key(0), num=2)
@@ -302,7 +303,7 @@ def test_all_students_of_the_sre2l_protocol_see_the_table(teacher):
     network = _network()
     images = _set()
     table = _table(teacher, images, epochs=1)
-    evaluator = protocols.Sre2lEvaluator(network, *_test_data(network), epochs=1, batch=4)
+    evaluator = protocols.sre2l_evaluator(network, _test_data(network), epochs=1, batch=4)
     states = evaluator.train(images, table, jnp.full(2, 0.01), jax.random.key(0))
     recipe = training.Recipe(
         network, protocols.kl_loss, training.adamw(network, 0.01), lambda key, x: x, lambda x: x, 4

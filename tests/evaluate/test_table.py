@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from edf_jax import stages
-from edf_jax.evaluate import measure as bench
-from edf_jax.evaluate import table, teacher
+from edf_jax.evaluate import measure, table
+from edf_jax.evaluate.measure import Evaluation
 from edf_jax.runs.statistics import Accuracies
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.trained import TrainedNetwork
@@ -24,19 +23,19 @@ def test_rows_are_methods_baselines_or_paths():
             table.parse_sets(wrong)
 
 
-def _figures(self, trial, on_epochs):
+def _figures(self, measurement, on_epochs):
     """Stands for a measurement."""
-    start = 40.0 + len(trial.protocol) + float(trial.subject.images[0, 0, 0, 0])
+    start = 40.0 + len(measurement.protocol) + float(measurement.images.images[0, 0, 0, 0])
     figures = Accuracies((start, start + 1, start + 4), 30).figures()
     return {**figures, "rate": 0.1, "rate_from": "learned"}
 
 
 def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     dataset = make_dataset()
-    monkeypatch.setattr(stages, "prepare", lambda config: dataset)
-    monkeypatch.setattr(bench.Bench, "run", _figures)
+    monkeypatch.setattr(table, "prepare", lambda config: dataset)
+    monkeypatch.setattr(Evaluation, "run", _figures)
     monkeypatch.setattr(
-        teacher, "get_teacher", lambda *_: TrainedNetwork(None, (), {}, "a net", accuracy=70.0)
+        measure, "get_teacher", lambda *_: TrainedNetwork(None, (), {}, "a net", accuracy=70.0)
     )
     make_distilled(dataset).save(tmp_path / "mine.safetensors")
     sets = {"random": "", "mine": str(tmp_path / "mine.safetensors")}
@@ -65,7 +64,7 @@ def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     assert len(lines) == 4 and float(lines[0]["mean"]) == found["rows"][0]["mean"]
     assert json.loads((folder / "protocols.json").read_text())["rows"] == found["rows"]
 
-    monkeypatch.setattr(bench.Bench, "run", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("measured again"))
     assert make("another command")["rows"] == found["rows"]
 
 

@@ -117,6 +117,31 @@ def test_finished_cells_are_skipped_and_the_published_figure_stands_beside(
     assert made == ["imagenette ipc10 edf"]
 
 
+def test_no_published_figure_stands_beside_another_split_of_the_images(
+    monkeypatch, capsys, tmp_path
+):
+    def run_cell(cell):
+        cell.folder.mkdir(parents=True)
+        result = {"dataset": "imagenette_fastai", "distilled_mean": 70.0, "random_mean": 44.0}
+        (cell.folder / "result.json").write_text(json.dumps(result))
+        return 0
+
+    monkeypatch.setattr(table1, "run_cell", run_cell)
+    flags = ["--subsets=imagenette", "--ipc=10", "--methods=edf"]
+    assert table1.main([str(tmp_path / "in"), *flags, f"--workdir={tmp_path / 'w'}"]) == 0
+    assert "edf: 70.0 ± 0.0; published –\n" in capsys.readouterr().out
+    table = (tmp_path / "w" / "table.md").read_text()
+    assert "70.0 ± 0.0 (–)" in table and "71.0" not in table and "as fast.ai does" in table
+    # And none is promised before.
+    wnids = find_subset("imagenette").wnids
+    data_layouts.write_folder(tmp_path / "in", wnids, train=10, test=1)
+    for image in (tmp_path / "in" / "train" / wnids[0]).iterdir():
+        image.rename(image.with_name(f"ILSVRC2012_val_{image.name}"))
+    plan = [str(tmp_path / "in"), *flags, f"--workdir={tmp_path / 'v'}", "--dry_run"]
+    assert table1.main(plan) == 0
+    assert "to do; none published for imagenette_fastai" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [

@@ -28,7 +28,7 @@ def _compared(folder, methods="random,edf", **options):
     """A comparison whose runs are made up, and its rows."""
     plan = test_compare._plan(folder, methods, **options)
     made = test_compare.compare.compare(plan, folder, "", test_compare._pretend()[0])
-    for cell in plan.cells.values():
+    for cell in plan.runs.values():
         (cell.workdir / "config.json").write_text(cell.config.to_json())
         path = cell.workdir / "result.json"
         result = {**json.loads(path.read_text()), **_MADE, "full_accuracies": [90.0, 92.0]}

@@ -18,7 +18,7 @@ from edf_jax.experts.settings import check_part, needed_epochs, part_of, setting
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import build_network
 from edf_jax.runs.metrics import MetricsWriter
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 from tests import tiny
 
@@ -126,7 +126,7 @@ def test_the_experts_seed_is_the_runs_unless_given(trained, tmp_path):
 def test_pads_experts_never_see_what_an_epoch_leaves_out(tmp_path, monkeypatch):
     data = tiny.dataset()
     hardest_last = np.arange(len(data.train.labels), dtype=np.float32)
-    monkeypatch.setattr(experts, "_difficulty", lambda *arguments: hardest_last)
+    monkeypatch.setattr(experts.difficulty, "mean_scores", lambda *_, **__: hardest_last)
     config = _config("pad")
     plain, _ = _train(config, tmp_path / "plain", data)
     # Epoch 0 shows the easiest three quarters of each class of 13 or 14: 9 or 10.
@@ -350,9 +350,9 @@ def test_parts_and_the_whole_keep_each_other_out(tmp_path):
         with store.lock_groups([1]):
             pass
         for other in (store.lock, lambda: store.lock_groups([0, 1])):
-            with pytest.raises(storage.Busy), other():
+            with pytest.raises(locks.Busy), other():
                 pass
-    with store.lock(), pytest.raises(storage.Busy), store.lock_groups([1]):
+    with store.lock(), pytest.raises(locks.Busy), store.lock_groups([1]):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_a_damaged_record_hides_no_other_settings(store):
     (store.folder / "store.json").unlink()
     with pytest.raises(UserError, match="experts.lr=0.1, not 0.2"):
         TrajectoryStore(store.folder).open({**SETTINGS, "experts.lr": 0.2}, 3, 2)
+
+
+@pytest.mark.parametrize("other", ["epoch", "group", "settings"])
+def test_a_snapshot_of_another_place_is_noticed_and_trained_again(store, tmp_path, other):
+    elsewhere = TrajectoryStore(tmp_path / "elsewhere")
+    elsewhere.open({**SETTINGS, "seed": 1}, 3, 2)
+    elsewhere.write(0, 3, _snapshots(7, 3, 2), {}, {})
+    source = {
+        "epoch": store.path(0, 2), "group": store.path(1, 3), "settings": elsewhere.path(0, 3),
+    }[other]
+    storage.remove(store.path(0, 3))
+    shutil.copytree(source, store.path(0, 3))
+    for read in (store.details, store.read_group):
+        with pytest.raises(DamagedSnapshot, match="epoch_0003 was put there from elsewhere"):
+            read(0, 3)
+    with pytest.raises(DamagedSnapshot, match="elsewhere"):
+        store.pair(1, 1, 2)
+    assert store.to_train(0, 2, range(4)) == [3]
+
+
+def test_parts_do_not_wait_to_open_a_store_that_is_open(store):
+    assert store.is_open(SETTINGS, 3) and not store.is_open(SETTINGS, 4)
+    with pytest.raises(UserError, match="seed=0, not 1"):
+        store.is_open({**SETTINGS, "seed": 1}, 3)
 
 
 def test_experts_trained_otherwise_are_refused(store):

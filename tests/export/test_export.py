@@ -55,7 +55,7 @@ def _set(channels: int = 3, zca: bool = False, cache_dir: str = "") -> Distilled
     if zca:
         config["data.cache_dir"] = cache_dir
     logits = np.float32(logits)
-    return DistilledSet(np.asarray(images), logits, 0.0321, NAMES, normalisation, 7, config)
+    return DistilledSet(np.asarray(images), logits, 0.0321, NAMES, normalisation, 7, config=config)
 
 
 @pytest.fixture
@@ -161,8 +161,23 @@ def test_card_tells_accuracy_of_this_very_set():
     best = dataclasses.replace(distilled, step=5)
     assert "| this set | 53.0 ± 1.0 |" in dataset_card(describe(best, RESULT))
     assert "best on test images" in dataset_card(describe(best, RESULT))
+    names = ("mean", "std", "num_eval")
+    held_out = {f"best_on_held_out_{name}": RESULT[f"distilled_{name}"] for name in names}
+    result = {**RESULT, **held_out, "best_on_held_out_step": 7}
+    card = dataset_card(describe(distilled, result, "best_on_held_out"))
+    assert "This set is the run's best on training images that were held out." in card
     other = dataclasses.replace(distilled, step=3)
     assert "Accuracy" not in dataset_card(describe(other, RESULT))
+
+
+def test_card_tells_the_training_of_the_run():
+    config = {"evaluate.epochs": 300, "evaluate.batch": 64, "augment.strategy": "color_crop"}
+    card = dataset_card(describe(dataclasses.replace(_set(), config=config), RESULT))
+    card = " ".join(card.split())
+    assert "for 301 epochs in batches of 64, augmented by DSA (color, crop)" in card
+    assert "After 152 epochs the rate falls to a tenth" in card
+    plain = dataclasses.replace(_set(), config={"augment.strategy": "none"})
+    assert "without augmentation" in dataset_card(describe(plain, {}))
 
 
 def test_tfds_folder_reads_without_tensorflow(run):
@@ -228,6 +243,22 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not_touched(run, tmp_
     with pytest.raises(UserError, match="holds other files"):
         export.export_run(run, "images", mine)
     assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+    (out / "notes.txt").write_text("kept beside the images")
+    with pytest.raises(UserError, match=r"holds other files \(notes.txt\)"):
+        export.export_run(run, "images")
+    assert (out / "notes.txt").exists()
+
+
+def test_an_npz_file_that_is_no_export_is_not_touched(run, tmp_path):
+    out = export.export_run(run, "npz")
+    assert export.export_run(run, "npz") == out
+    np.savez(tmp_path / "mine.npz", images=np.zeros(3))
+    (tmp_path / "text.npz").write_text("text")
+    for name in ("mine.npz", "text.npz"):
+        content = (tmp_path / name).read_bytes()
+        with pytest.raises(UserError, match=f"{name} is no export of ours"):
+            export.export_run(run, "npz", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from edf_jax import distilled_set
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import METHODS, default_config, parse_variant, resolve
 from edf_jax.data.coresets import choose_near_centres
-from edf_jax.distill import loop as distill
+from edf_jax.distill import pairs
 from edf_jax.experts import difficulty
 from edf_jax.matching import gradient as matching
-from edf_jax.matching.iteration import initial_state, make_iteration
+from edf_jax.matching.iteration import Learnable, initial_state, make_iteration
 from edf_jax.methods import curriculum, dsa, family
 from edf_jax.methods.soft_labels import hard_labels, smoothed_labels, snapshot_labels
 from edf_jax.training import loop as training
@@ -164,7 +164,7 @@ def test_teslas_gradient_ignores_precisely_how_steps_depend_on_steps():
 
 
 def _start(config, initial):
-    values = distill.Learnable(
+    values = Learnable(
         jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
     )
     return initial_state(config.distill, values)
@@ -178,16 +178,16 @@ def _iterate(config, initial, store, iterations):
     states = [_start(config, initial)]
     targets = []
     for it in range(iterations):
-        pairs = [store.pair(*choice, 2) for choice in distill.choices(config, it)]
+        used = [store.pair(*choice, 2) for choice in pairs.choices(config, it)]
         state, _ = iteration(
             states[-1],
-            np.stack([pair.start for pair in pairs]),
-            np.stack([pair.target for pair in pairs]),
+            np.stack([pair.start for pair in used]),
+            np.stack([pair.target for pair in used]),
             weight,
             jax.random.key(it),
         )
         states.append(state)
-        targets.append([pair.target for pair in pairs])
+        targets.append([pair.target for pair in used])
     return states, targets
 
 

@@ -15,12 +15,13 @@ import pytest
 
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.distilled_set import DistilledSet
-from edf_jax.report import figures
+from edf_jax.report import charts, figures
 from edf_jax.report import page as report
 from edf_jax.report.__main__ import main
-from edf_jax.report.tables import Accuracy, result_table, run_table, to_csv, to_markdown
+from edf_jax.report.tables import Accuracy, headline, result_table, run_table, warnings
 from edf_jax.runs.files import open_run, save_activation_maps
 from edf_jax.runs.metrics import MetricsWriter
+from edf_jax.runtime import tables
 from edf_jax.runtime.errors import UserError
 
 NAMES = ("bread & butter", "<cat>", "dog")
@@ -215,6 +216,60 @@ def test_the_selected_set_is_the_headline(tmp_path):
     assert "best on test" in row
 
 
+def test_what_distillation_added_is_told_against_where_it_started(tmp_path):
+    run = make_run(tmp_path / "run", initial_mean=49.2, initial_std=1.0)
+    text = _Page(report.write_report(run).read_text()).text.replace(" ,", ",")
+    assert (
+        "reach 61.5%, 12.3 points more than on their initial images (49.2%), 29.5 more than on "
+        "random real images (32.0%) and 68% of what all the data gives." in text
+    )
+    assert "Initial images what distillation started from" in text
+    result = open_run(run).result
+    assert "12.3 points more than on their initial images" in result_table(result)
+    assert run_table([run])[0]["initial images"] == "49.2 ± 1.0"
+    worse = headline({**result, "initial_mean": 65.0, "select": "last"})[1]
+    assert worse.startswith(", 3.5 points less than on their initial images (65.0%)")
+    assert headline({"distilled_mean": 50.0}) is None
+
+
+def test_a_matching_loss_that_stays_near_1_is_told(tmp_path):
+    near = [{"loss": 0.99, "skipped": False}] * 150
+    (told,) = warnings(near)
+    assert "stayed near 1: 0.99 at the start, 0.99 at the end" in told
+    assert warnings(near + [{"loss": 0.6, "skipped": False}] * 100) == []
+    assert warnings([{"loss": float("nan")}]) == warnings([]) == []
+    run = make_run(tmp_path / "run", iterations=8)
+    with MetricsWriter(run, tensorboard=False) as metrics:
+        for step in range(8, 300):
+            metrics.write(step, "distill", loss=1.2, skipped=False, start_epoch=0)
+    (run / "metrics.jsonl").write_text(
+        "".join((run / "metrics.jsonl").read_text().splitlines(True)[-200:])
+    )
+    assert "The matching loss stayed near 1" in report.write_report(run).read_text()
+
+
+def test_nothing_of_a_strangers_run_is_markup(tmp_path):
+    script = "<script>alert(1)</script>"
+    row = {"kind": "distilled", "network": script, "mean": 1.0, "std": None, "num_eval": script}
+    score = {"network": script, "lrs": 1.0, "lrs_std": 0.0, "ior": 1, "hlr": 1}
+    run = make_run(
+        tmp_path / "run", distilled_num_eval=script, distilled_std=None, network="a net",
+        rows=[{**row, "how": script}], scores=[score], hardware={script: script},
+        versions={script: script}, stages={script: 1.0},
+    )  # fmt: skip
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, script: script, "method": script}))
+    page = report.write_report(run).read_text()
+    assert script not in page and page.count("&lt;script&gt;") > 8
+    assert _Page(page).tags.count("script") == 2  # The page's own, and its frames' data.
+
+
+def test_a_result_that_is_none_ends_in_a_line(tmp_path, capsys):
+    run = make_run(tmp_path / "run", rows=[{"network": "x"}])
+    assert main([str(run)]) == 2
+    assert "holds what edf_jax doesn't write" in capsys.readouterr().err
+
+
 def test_no_run_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="is no run"):
         open_run(tmp_path)
@@ -233,10 +288,11 @@ def test_the_interval_is_students(tmp_path):
 def test_the_result_is_a_table_of_text_too(run_folder):
     result = open_run(run_folder).result
     lines = result_table({**result, "full_num_eval": 3, "full_how": "the experts"}).splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[2].split("  ")[0] == "Distilled, last" and "61.5 ± 1.2" in lines[2]
     assert "chosen on test data" in lines[3]
     assert lines[4].endswith("3  the experts")
+    assert lines[5].startswith("distilled images: 61.5%, 29.5 points more than on random real")
 
 
 def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsys):
@@ -247,13 +303,12 @@ def test_the_table_shows_what_runs_differ_in_and_what_came_of_it(tmp_path, capsy
     assert [row["distill.ipc"] for row in rows] == ["1", "2", "2"]
     assert "seed" not in rows[0] and not any("cache_dir" in key for key in rows[0])
     assert rows[0]["distilled, last"] == "50.0 ± 1.2" and rows[2]["time"] == "not finished"
-    assert (
-        to_markdown(rows).splitlines()[0].startswith("| run | distill.ipc | random real images |")
-    )
+    head = tables.to_markdown(rows).splitlines()[0]
+    assert head.startswith("| run | distill.ipc | random real images |")
     assert main([str(first), str(second), "--csv"]) == 0
     parsed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["run"] for row in parsed] == ["one", "two"]
-    assert to_csv(rows).count("\n") == 4
+    assert tables.to_csv(rows).count("\n") == 4
 
 
 def _png_size(png):
@@ -261,7 +316,7 @@ def _png_size(png):
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
+@pytest.mark.parametrize("theme", [charts.LIGHT, charts.DARK])
 @pytest.mark.parametrize("ipc", [1, 2, 6])
 def test_pictures_hold_every_class_whatever_the_number_of_images(ipc, theme):
     rng = np.random.default_rng(0)
@@ -276,15 +331,15 @@ def test_pictures_hold_every_class_whatever_the_number_of_images(ipc, theme):
 
 
 def test_curves_bear_few_points_and_strange_numbers():
-    assert figures.loss_curve([0], [np.nan], [True])
-    assert figures.loss_curve([0, 1], [0.5, np.inf], [False, True], threshold=1.0)
-    assert figures.accuracy_curve([0], [50.0], [1.0])
-    assert figures.expert_accuracy([0, 1], [[np.nan, 50.0]])
-    assert figures.start_epochs([0, 1], [0, 0])
+    assert charts.loss_curve([0], [np.nan], [True])
+    assert charts.loss_curve([0, 1], [0.5, np.inf], [False, True], threshold=1.0)
+    assert charts.accuracy_curve([0], [50.0], [1.0])
+    assert charts.expert_accuracy([0, 1], [[np.nan, 50.0]])
+    assert charts.start_epochs([0, 1], [0, 0])
 
 
 def test_the_same_numbers_give_the_same_bytes():
-    first, second = (figures.accuracy_curve([0, 1], [50.0, 60.0], [1.0, 1.0]) for _ in range(2))
+    first, second = (charts.accuracy_curve([0, 1], [50.0, 60.0], [1.0, 1.0]) for _ in range(2))
     assert first == second
 
 

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from edf_jax.config.resolve import default_config, resolve
+from edf_jax.runs.files import RunFiles
 from edf_jax.runs.folder import Run, check_same
 from edf_jax.runtime import preemption, storage
 from edf_jax.runtime.errors import Preempted, UserError
@@ -64,7 +65,7 @@ def test_a_key_that_was_no_key_then_counts_as_its_default():
 
 @pytest.mark.parametrize("content", [None, "", "{", "3", "[]", '{"seed": '])
 def test_a_damaged_config_is_written_again_with_a_warning(tmp_path, caplog, content):
-    (tmp_path / "experts").mkdir()
+    storage.write_record(tmp_path / "experts" / "store.json", {})
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with _run(tmp_path):
@@ -103,12 +104,69 @@ def test_a_mistake_found_before_anything_was_made_leaves_nothing(tmp_path):
         with _run(tmp_path / "a" / "b"):
             raise UserError("no images")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(UserError):
-        with _run(tmp_path / "mine"):
-            raise UserError("no images")
-    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("notes.txt",),
+        (".thesis.tmp", "figures/.backup.old", "checkpoints/state.tmp"),
+        ("config.json", "model.safetensors"),
+        ("metrics.jsonl",),
+    ],
+)
+def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_touched(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"model_type": "vit"}')
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match="holds other files .*: give a new or an empty folder"):
+        with _run(tmp_path):
+            pass
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_an_early_kill_leaves_is_no_other_folder(tmp_path):
+    (tmp_path / ".lock").touch()
+    with pytest.raises(KeyboardInterrupt):
+        with storage.appearing(tmp_path / "config.json") as temporary:
+            temporary.touch()
+            (tmp_path / temporary.name.replace("config", "times")).touch()
+            raise KeyboardInterrupt
+    with _run(tmp_path):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "times.json"]
+
+
+def test_the_time_of_another_run_is_not_counted(tmp_path, caplog):
+    for name, seed in (("a", 0), ("b", 1)):
+        with _run(tmp_path / name, seed=seed) as run, run.stage("experts"):
+            time.sleep(0.02)
+    os.replace(tmp_path / "a" / "times.json", tmp_path / "b" / "times.json")
+    with _run(tmp_path / "b", seed=1):
+        pass
+    assert "put there from elsewhere" in caplog.text and "time counts from now" in caplog.text
+
+
+def test_a_result_is_read_in_its_own_run_alone(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        with _run(tmp_path / name, seed=seed) as run:
+            run.write_result({"distilled_mean": 30.0 + seed})
+    assert RunFiles(tmp_path / "b").result == {"distilled_mean": 31.0}
+    os.replace(tmp_path / "a" / "result.json", tmp_path / "b" / "result.json")
+    with pytest.raises(UserError, match="b/result.json is of a run with another config"):
+        _ = RunFiles(tmp_path / "b").result
+    (tmp_path / "b" / "result.json").write_text('{"distilled_mean": 32.0}')  # As they once were.
+    assert RunFiles(tmp_path / "b").result == {"distilled_mean": 32.0}
+
+
+def test_changed_bytes_of_a_config_are_noticed(tmp_path, caplog):
+    with _run(tmp_path, **{"distill.ipc": 10}):
+        pass
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"ipc": 10', '"ipc": 11'))
+    with pytest.raises(UserError, match="digest differs.*remove it, or run again"):
+        _ = RunFiles(tmp_path).config
 
 
 def test_a_failure_after_something_was_made_leaves_it(tmp_path):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from edf_jax.runtime import storage
+from edf_jax.runtime import locks, storage
 from edf_jax.runtime.errors import UserError
 from tests.damage import DAMAGES, damage
 
@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, arrays, monkeypatch):
 _TOO_LARGE = """
 import logging, pathlib, sys
 import numpy as np
-from edf_jax import console, storage
+from edf_jax.runtime import console, storage
 console.speak_in_lines()
 path = pathlib.Path(sys.argv[1]) / "c"
 arrays = {f"a{i}": np.random.default_rng(i).standard_normal(200_000) for i in range(3)}
@@ -140,21 +140,68 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".c.tmp" / "arrays").mkdir(parents=True)
-    (tmp_path / ".c.old").mkdir()
-    (tmp_path / ".times.json.17.tmp").write_text("{")
-    (tmp_path / "kept.json").write_text("{}")
+class _Killed(BaseException):
+    pass
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path, monkeypatch):
+    for name in (".thesis.tmp", "results.tmp", ".mail.old", "kept.json"):
+        (tmp_path / name).write_text("{}")
+    others = sorted(path.name for path in tmp_path.iterdir())
+    storage.save_arrays(tmp_path / "c", {"a": np.zeros(3)})
+
+    def die(*_, **__):
+        raise _Killed
+
+    # What a kill leaves: neither renamed nor taken away.
+    monkeypatch.setattr(storage, "_delete", die)
+    with pytest.raises(_Killed):
+        storage.remove(tmp_path / "c")
+    with pytest.raises(_Killed):
+        with storage.appearing(tmp_path / "d") as temporary:
+            temporary.mkdir()
+            raise _Killed
+    monkeypatch.undo()
+    left = [path for path in tmp_path.iterdir() if path.name not in others]
+    assert len(left) == 2 and all(map(storage.is_passing, left))
+    storage.remove_leftovers(tmp_path, of="c")
     storage.remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == others
+
+
+def test_what_is_of_another_place_is_damaged_and_what_tells_no_place_is_read(tmp_path, arrays):
+    place = {"epoch": 3, "settings": "a"}
+    storage.save_arrays(tmp_path / "c", arrays, {"accuracy": 0.5}, place)
+    assert set(storage.load_arrays(tmp_path / "c", place=place)) == set(arrays)
+    for other in ({**place, "epoch": 2}, {**place, "settings": "b"}):
+        with pytest.raises(storage.DamagedFile, match="c was put there from elsewhere"):
+            storage.load_details(tmp_path / "c", other)
+        with pytest.raises(storage.DamagedFile, match="c was put there from elsewhere"):
+            storage.load_arrays(tmp_path / "c", [], other)
+    storage.save_arrays(tmp_path / "old", arrays)
+    assert set(storage.load_arrays(tmp_path / "old", place=place)) == set(arrays)
+
+
+def test_files_get_the_rights_that_the_umask_gives(tmp_path, arrays):
+    before = os.umask(0o027)
+    try:
+        storage.write_text(tmp_path / "t", "text")
+        storage.save_tensors(tmp_path / "s.safetensors", arrays, {"format": "a kind"})
+        storage.save_arrays(tmp_path / "c", arrays)
+    finally:
+        os.umask(before)
+    rights = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert len(rights) > 8
+    for path, found in rights.items():
+        assert found == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path):
-    with storage.locked(tmp_path / "f", "busy"):
-        with pytest.raises(storage.Busy, match="busy"):
-            with storage.locked(tmp_path / "f", "busy"):
+    with locks.locked(tmp_path / "f", "busy"):
+        with pytest.raises(locks.Busy, match="busy"):
+            with locks.locked(tmp_path / "f", "busy"):
                 pass
-    with storage.locked(tmp_path / "f", "busy"):
+    with locks.locked(tmp_path / "f", "busy"):
         pass
 
 

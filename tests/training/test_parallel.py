@@ -15,6 +15,8 @@ import pytest
 
 from edf_jax import models
 from edf_jax.config import resolve as config
+from edf_jax.matching.placement import place
+from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import parallel
 
@@ -63,7 +65,7 @@ def test_shares_of_a_batch_cover_it_and_are_filled_with_zeros():
 
 _CORES = """
 import jax
-from edf_jax import devices
+from edf_jax.runtime import devices
 devices.set_up("float32")
 print(jax.device_count(), devices.available_cores())
 """
@@ -88,9 +90,9 @@ def test_a_batch_is_split_over_cores_only_where_it_can_be():
         network = models.build_network(
             "ConvNet", num_classes=4, image_shape=(8, 8, 3), width=4, depth=1, norm=norm
         )
-        return parallel.data_shares(settings, network, batch)
+        return place(settings, network, 1000, batch).data
 
-    with mock.patch.object(jax, "device_count", lambda: 8):
+    with mock.patch.object(devices, "all_devices", lambda: jax.devices()[:1] * 8):
         assert shares() == 8
         assert shares(trajectory=4) == 2
         assert shares(batch=13) == 3
@@ -98,5 +100,5 @@ def test_a_batch_is_split_over_cores_only_where_it_can_be():
         assert shares(norm="batch") == 1
         assert shares(**{"distill.store": "everything"}) == 1
         assert shares(**{"parallel.data": 5}) == 5
-        with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+        with mock.patch.object(devices, "platform", lambda: "gpu"):
             assert shares() == 1

@@ -42,6 +42,18 @@ def test_batches_cover_a_split_in_order(tmp_path):
     np.testing.assert_allclose(batches[1][0][0], dst_train[8][0])
 
 
+def test_pytorch_gets_channels_first(tmp_path):
+    *_, ours, _, _, _ = _load(tmp_path, "bird", "hard")
+    *_, theirs, _, _, _ = _load(tmp_path, "bird", "hard", layout="NCHW")
+    assert theirs[0][0].shape == (3, 16, 16) and theirs[0][0].flags.c_contiguous
+    np.testing.assert_array_equal(theirs[3][0], ours[3][0].transpose(2, 0, 1))
+    for (images, labels), (expected, same) in zip(theirs.batches(), ours.batches(), strict=True):
+        np.testing.assert_array_equal(images, expected.transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(labels, same)
+    with pytest.raises(UserError, match="layout='CHWN' is unknown; one of NHWC, NCHW"):
+        load_comp_dd(tmp_path, "bird", "easy", (16, 16), 8, layout="CHWN")
+
+
 def test_music_hard_has_nine_classes_and_ten_positions(tmp_path):
     with pytest.warns(UserWarning, match="class 420"):
         _, _, num_classes, dst_train, _, class_map, class_map_inv = _load(tmp_path, "music", "hard")

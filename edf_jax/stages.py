@@ -12,7 +12,7 @@ from typing import Any
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
-from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
+from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, describe_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
 from edf_jax.distill.initial_set import initialise
@@ -25,12 +25,14 @@ from edf_jax.evaluate.teacher import get_teacher, import_teacher
 from edf_jax.experts.train import open_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import network_for
+from edf_jax.plan import plan
 from edf_jax.report.page import write_report
 from edf_jax.runs.folder import Run
-from edf_jax.runs.metrics import MetricsWriter, open_metrics
+from edf_jax.runs.metrics import MetricsWriter, import_wandb, open_metrics
 from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.training import parallel
 from edf_jax.training.trained import TrainedNetwork
 from edf_jax.tune.tuning import Tuning
 
@@ -78,7 +80,9 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
             work.tuning.for_experts(dataset)
         store = open_experts(work.tuning.config, dataset, run.workdir)
         figures = with_repairs(lambda: work.learn(store, wanted), store)
-    return None if figures is None else _finish(run, figures, wanted)
+    if figures is None:
+        return None
+    return _finish(run, {**figures, "metrics_rows": metrics.count}, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +179,27 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
                 _log.warning("%s: removed, and left out of the report", error)
                 path.unlink()
         return write_report(workdir)
+
+
+def check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Refuses, before anything is written, what the plan tells to be impossible.
+
+    Returns:
+        The plan's warnings.
+
+    Raises:
+        UserError: says what, and what would do.
+    """
+    if config.log.wandb_project:
+        import_wandb()
+    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
+    data = describe_dataset(config.data)
+    if not data.available:
+        raise UserError(data.advice)
+    planned = plan.make_plan(config, data, workdir)
+    plan.check_memory(planned)
+    check_files(config, data)
+    return planned.warnings
 
 
 def check_files(config, info: DatasetInfo | DatasetPlan) -> None:

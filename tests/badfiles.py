@@ -58,12 +58,12 @@ def make(name: str, folder: Path) -> None:
         text = CONFIGS.get(rest, "def get_config():\n    return None\n")
         (folder / f"{rest}.py").write_text(text)
     else:
-        _MAKERS[name](folder)
+        MAKERS[name](folder)
 
 
 def names(kind: str) -> list[str]:
     """The names of a kind: 'folder', 'npz', 'idx', 'class list', 'weights' or 'set'."""
-    return [name for name in _MAKERS if name.startswith(f"{kind}: ")]
+    return [name for name in MAKERS if name.startswith(f"{kind}: ")]
 
 
 def file_of(name: str) -> str:
@@ -199,7 +199,7 @@ def _labels_beyond(n: int = 20) -> np.ndarray:
     return np.r_[np.arange(n - 1) % 2, 5]
 
 
-_MAKERS: dict[str, Callable[[Path], object]] = {
+MAKERS: dict[str, Callable[[Path], object]] = {
     "file": _bytes_at("file", b"just a file"),
     "somebody's notes": _bytes_at("notes.txt", b"years of work"),
     "run of another seed": lambda f: _run(f, seed=7),

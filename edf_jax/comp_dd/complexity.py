@@ -35,7 +35,7 @@ from edf_jax.data.sources import Listing, Source
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts
-from edf_jax.runtime import devices, randomness, storage, tables
+from edf_jax.runtime import devices, preemption, randomness, storage, tables
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training.loop import Prepare
@@ -166,6 +166,7 @@ def measure_images(
             if len(found) > 2:
                 found[-3].block_until_ready()
             bar.update(len(batch))
+            preemption.stop_if_asked()
     if lost:
         _log.warning("%d images can't be read and are left out: %s", len(lost), "; ".join(lost[:3]))
     return np.concatenate([np.asarray(part) for part in found])[: len(positions)]

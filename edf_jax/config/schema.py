@@ -80,6 +80,7 @@ _MODEL = {
         "blocks; 0 is the name's own, for ConvNet by the resolution (3 at 32, 4 at 64, 5 at 128)",
         "MTT (2203.11932)",
         at_least=0,
+        at_most=100,
     ),
     "model.norm": Key("", "normalisation; '' is the name's own (instance for ConvNet)", _EDF),
     "model.activation": Key("", "activation; '' is the name's own (relu)", _EDF),

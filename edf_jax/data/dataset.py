@@ -22,8 +22,26 @@ class Split:
         return len(self.labels)
 
 
+class Classes:
+    """The classes of whatever has `class_names` and `imagenet_indices`."""
+
+    class_names: tuple[str, ...]
+    imagenet_indices: tuple[int, ...] | None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """By label: WordNet ids where the classes are ImageNet's, else names."""
+        if self.imagenet_indices is None:
+            return self.class_names
+        return tuple(imagenet_classes()[index].wnid for index in self.imagenet_indices)
+
+
 @dataclasses.dataclass(frozen=True)
-class DatasetInfo:
+class DatasetInfo(Classes):
     """What a dataset is, apart from its pixels.
 
     Attributes:
@@ -41,17 +59,6 @@ class DatasetInfo:
     normalisation: Normalisation
     imagenet_indices: tuple[int, ...] | None
     fingerprint: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def class_ids(self) -> tuple[str, ...]:
-        """By label: WordNet ids where the classes are ImageNet's, else names."""
-        if self.imagenet_indices is None:
-            return self.class_names
-        return tuple(imagenet_classes()[index].wnid for index in self.imagenet_indices)
 
     @property
     def identity(self) -> dict[str, Any]:

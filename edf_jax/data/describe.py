@@ -13,6 +13,7 @@ from edf_jax.data.catalogue import (
     fastai_name,
     find_benchmark,
 )
+from edf_jax.data.dataset import Classes
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.load import (
     check_settings,
@@ -29,7 +30,7 @@ DIGITS_TRAIN, DIGITS_TEST = 1437, 360
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetPlan:
+class DatasetPlan(Classes):
     """A dataset before it is read.
 
     Attributes:
@@ -54,10 +55,6 @@ class DatasetPlan:
     available: bool
     location: str
     advice: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 def describe_dataset(data_config) -> DatasetPlan:

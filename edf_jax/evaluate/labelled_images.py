@@ -131,7 +131,7 @@ def _check(found: LabelledImages, info: DatasetInfo, path: str) -> None:
             "normalised"
         )
     if found.alpha is not None and not 0 <= found.alpha < np.inf:
-        raise UserError(f"evaluate.distilled={path} has the rate {found.alpha}, which can't be")
+        raise UserError(f"evaluate.distilled={path} has the rate {found.alpha}: no learning rate")
 
 
 def _as_normalised(

@@ -318,7 +318,16 @@ def _label(axes, text: str, y: float, colour: str, theme: Theme, at_right: bool 
 
 
 def png(figure) -> bytes:
-    """A figure as the bytes of a PNG; the same arrays give the same bytes."""
+    """A figure as the bytes of a PNG; the same arrays give the same bytes.
+
+    No figure here holds formulas; names of classes and folders may look like some.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

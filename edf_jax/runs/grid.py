@@ -37,6 +37,8 @@ _EQUAL = ("evaluate.", "augment.", "data.", "model.", "experts.", "distill.eval_
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
+_LONGEST = 80
+
 
 @dataclasses.dataclass(frozen=True)
 class GridRun:
@@ -103,7 +105,7 @@ def _read_rows(file: str) -> dict[str, dict[str, Any]]:
     expected = '{"label": {"method": "mtt", "distill.lr_img": 300}, ...}'
     try:
         rows = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--rows={file} can't be read ({error}); expected is {expected}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"--rows={file} isn't of the form {expected}")
@@ -173,8 +175,9 @@ def _folder_of(label: str, folders: dict[str, str]) -> str:
     """The name of a label's folder, no other label's; kept in `folders`."""
     if label not in folders:
         slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
-        if not slug or slug in folders.values():
-            slug = f"{slug}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
+        taken = slug in folders.values() or slug.startswith("experts-")
+        if not slug or taken or len(slug) > _LONGEST:
+            slug = f"{slug[:_LONGEST]}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
         folders[label] = slug
     return folders[label]
 

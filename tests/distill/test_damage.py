@@ -111,6 +111,8 @@ def _data_file(workdir: Path, checkpoint: str) -> str:
         ("half", "checkpoints/iteration_000013/digests.json", "delete", "checkpoint before"),
         ("half", "distilled/step_0.safetensors", "truncate", "made again"),
         ("half", "distilled/best_on_test.safetensors", "flip", "made again from the set"),
+        ("whole", "distilled/step_0.safetensors", "flip", "made again"),
+        ("whole", "distilled/step_0.safetensors", "delete", "made again"),
         ("whole", "distilled/last.safetensors", "flip", "made again from the last checkpoint"),
         ("whole", "distilled/best_on_test.safetensors", "delete", "made again"),
         ("whole", "figures/activation_maps.safetensors", "flip", "left out"),

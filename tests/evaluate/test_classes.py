@@ -86,10 +86,12 @@ def test_a_set_carries_classes_resolution_and_digest(tmp_path):
     record = json.loads((folder / "distilled_set.json").read_text())
     assert record["origin"] == found.origin and record["name"] == "imagenette"
     card = (export(found, "huggingface", tmp_path / "hub") / "README.md").read_text()
+    card = " ".join(card.split())
     assert "Of `imagenette`, at 8 x 8 pixels; digest 0123456789abcdef." in card
     assert "n01440764 (tench), n02102040 (English springer)" in card
     fastai = dataclasses.replace(found, origin={**found.origin, "name": "imagenette_fastai"})
     card = (export(fastai, "huggingface", tmp_path / "hub") / "README.md").read_text()
+    card = " ".join(card.split())
     assert "`imagenette_fastai`, split as fast.ai does and not as the published set" in card
 
 

@@ -100,5 +100,5 @@ def test_a_batch_is_split_over_cores_only_where_it_can_be():
         assert shares(norm="batch") == 1
         assert shares(**{"distill.store": "everything"}) == 1
         assert shares(**{"parallel.data": 5}) == 5
-        with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+        with mock.patch.object(devices, "platform", lambda: "gpu"):
             assert shares() == 1

@@ -148,7 +148,7 @@ class _Work:
                 )  # fmt: skip
                 return
             except NotLearning as error:
-                forget(workdir)
+                forget(workdir, self.metrics)
                 tuning.mend(error.finding)
 
 

@@ -39,7 +39,7 @@ def test_a_run_finds_its_numbers_goes_on_with_them_and_shows_them(tmp_path, monk
     page = (tmp_path / "report.html").read_text()
     assert "Numbers found from the data" in page
     assert f"--config.distill.lr_img={run.result['tuned']['distill.lr_img']:g}" in page
-    monkeypatch.setattr(Tuning, "_keep", None)  # Nothing is chosen again.
+    monkeypatch.setattr(Tuning, "keep", None)  # Nothing is chosen again.
     assert main.main(arguments) == 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 # The value of a part that the method of the family chooses.
 AUTO = "auto"
 # What a number holds that says 'auto': it is found from the data (`edf_jax.tune`).
-AUTO_NUMBER = -1
+AUTO_NUMBER = -(2**31)
 
 _OURS = "this project"
 

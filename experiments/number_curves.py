@@ -1,11 +1,13 @@
 """Draws what a run tried for its numbers: `docs/choosing-the-numbers.md` shows one of real images.
 
-    python -m experiments.number_curves runs/imagenette-laptop_ipc10 docs/images/number_curves.png
+    python -m experiments.number_curves runs/imagenette-laptop_ipc10 picture.png
+    python -m experiments.number_curves docs/results/number_curves.json picture.png
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pathlib
 
@@ -27,7 +29,11 @@ _PANELS = {
 
 
 def draw(run: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes a picture with a panel for each number that the run tried values for.
+    """Writes a picture with a panel for each number that a run tried values for.
+
+    Args:
+        run: its folder, or a file like its `tuned.json`.
+        target: the picture.
 
     Raises:
         UserError: it is no run, or it found no number.
@@ -37,14 +43,14 @@ def draw(run: pathlib.Path, target: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    tuned = open_run(run).tuned
+    tuned = json.loads(run.read_text("utf-8")) if run.is_file() else open_run(run).tuned
     curves = {
         key: told for key, told in tuned.get("told", {}).items()
         if key in _PANELS and len(told["tried"]) > 1
     }  # fmt: skip
     if not curves:
         raise UserError(f"{run} tried no values: run a config with 'auto' numbers")
-    columns = min(4, len(curves))
+    columns = min(3, len(curves))
     rows = math.ceil(len(curves) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.6 * rows), squeeze=False)
     for axis, key in zip(axes.flat, [key for key in _PANELS if key in curves]):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edf_jax.config.pinned import differing
-from edf_jax.config.resolve import flatten
+from edf_jax.config.resolve import SCHEMA, autos, flatten
 from edf_jax.data import Normalisation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime import processes, storage
@@ -153,7 +153,10 @@ def load(path: str | os.PathLike) -> DistilledSet:
 def _check_run(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Refuses a set with another config than that of the run whose folder it lies in."""
     own = _run_config(path.parent.parent)
-    difference = differing(config, {key: value for key, value in own.items() if key in config})
+    # A run's config keeps 'auto' for what the run found, and the set what was found.
+    found = autos({key: value for key, value in own.items() if key in SCHEMA})
+    compared = {key: own[key] for key in own if key in config and key not in found}
+    difference = differing(config, compared)
     if difference is not None:
         name, was, value = difference
         raise UserError(

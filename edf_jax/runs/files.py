@@ -49,11 +49,16 @@ class RunFiles:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config, nested, with what the run found for 'auto'; empty when missing."""
-        config = _read_json(self.workdir / "config.json")
+        config = self.asked
         for key, value in self.tuned.get("chosen", {}).items():
             group, _, leaf = key.rpartition(".")
             config.setdefault(group, {})[leaf] = value
         return config
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The resolved config as the run's folder is pinned to it, nested."""
+        return _read_json(self.workdir / "config.json")
 
     @property
     def tuned(self) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class RunFiles:
             UserError: it can't be read, or is another run's.
         """
         path = self.workdir / "result.json"
-        found, config = _read_json(path), self.config
+        found, config = _read_json(path), self.asked
         whose = found.pop("config_digest", None)
         if whose and config and whose != identity(flatten(config)):
             raise UserError(

@@ -27,7 +27,9 @@ _CLOSE, _WIDEST = 1.15, 8.0
 # An iteration moves a pixel by this share of its deviation in a run of `_USUAL` iterations, and a
 # label's logit by that of its own, both with what momentum adds.
 _PIXEL_STEP, _LOGIT_STEP, _USUAL = 0.04, 0.003, 300
-_LEAST_STEP, _MOST_STEP = 0.1, 3.0
+_LEAST_STEP = 0.1
+# Losses of a race that are nearer to each other than this say nothing.
+_TIE = 0.03
 
 
 class Probes(NamedTuple):
@@ -195,8 +197,8 @@ def choose_gate(losses: np.ndarray) -> float:
 
 
 def movement(iterations: int) -> float:
-    """How much further than usual an iteration moves the set, the fewer iterations there are."""
-    return float(np.clip(math.sqrt(_USUAL / max(iterations, 1)), _LEAST_STEP, _MOST_STEP))
+    """How much less far than usual an iteration moves the set, the more iterations there are."""
+    return float(np.clip(math.sqrt(_USUAL / max(iterations, 1)), _LEAST_STEP, 1.0))
 
 
 def rate_of_images(gradient: float, momentum: float, iterations: int, deviation: float) -> float:
@@ -219,8 +221,18 @@ def rate_of_labels(gradient: float, momentum: float, iterations: int, deviation:
 
 
 def choose_raced(losses: Mapping[float, float]) -> float:
-    """The rate whose images bring the matching loss down the furthest; not finite ones lose."""
-    return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
+    """The smallest rate whose images bring the matching loss about as far down as any.
+
+    A short race favours large rates, which a long distillation pays for.
+
+    Args:
+        losses: by rate; not finite where the set flew apart.
+    """
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    if not finite:
+        return min(losses)
+    bar = min(finite.values()) * (1 + _TIE)
+    return min(rate for rate, loss in finite.items() if loss <= bar)
 
 
 def rounded(value: float) -> float:

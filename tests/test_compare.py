@@ -134,7 +134,7 @@ def test_a_row_has_the_experts_that_its_method_is_made_of(tmp_path, monkeypatch)
     ))
     rows = {"edf": {"method": "edf"}, "slow": {"method": "slow"}}
     for method in rows:
-        plan = make_plan(default_config(method=method, **_TINY), rows, 1, tmp_path)
+        plan = make_grid(default_config(method=method, **_TINY), rows, 1, tmp_path)
         assert [_configs(plan, label)[0]["experts.lr"] for label in rows] == [0.01, 0.001]
 
 

@@ -34,6 +34,7 @@ from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import parallel
 from edf_jax.training.trained import TrainedNetwork
+from edf_jax.tune.distillation import for_distillation
 from edf_jax.tune.tuning import Tuning
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class _Work:
         if not foreign:
             with self.run.stage("tune"):
                 network = network_for(config, dataset.info)
-                self.tuning.for_distillation(
+                for_distillation(
+                    self.tuning,
                     dataset,
                     store,
                     lambda config: initialise(config, dataset, network, store),
@@ -148,7 +150,7 @@ class _Work:
                 )  # fmt: skip
                 return
             except NotLearning as error:
-                forget(workdir)
+                forget(workdir, self.metrics)
                 tuning.mend(error.finding)
 
 

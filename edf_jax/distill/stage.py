@@ -81,9 +81,11 @@ def distill_run(
     return last
 
 
-def forget(workdir: pathlib.Path) -> None:
-    """Takes back a distillation; rows and figures are when it starts again."""
+def forget(workdir: pathlib.Path, metrics: MetricsWriter) -> None:
+    """Takes back a distillation that is to start again."""
     storage.remove(workdir / "checkpoints")
+    for stage in ("distill", "evaluate"):
+        metrics.truncate_after(stage, -1)
 
 
 def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:

@@ -114,6 +114,12 @@ def check_part(config, stage: str) -> None:
     """
     if config.experts.part:
         part_of(config, -(-config.experts.num // group_size(config)))
+        for name in autos(flatten(config)):
+            if name.startswith("experts."):
+                raise UserError(
+                    f"{name}=auto is found by looking at the experts, of which "
+                    f"experts.part={config.experts.part!r} trains some: give a number"
+                )
         if stage != "experts":
             raise UserError(
                 f"experts.part={config.experts.part!r} trains some of the experts, which is not "

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,8 @@ def widened(x: jax.Array) -> jax.Array:
 
 def mean_pixel(x: jax.Array) -> jax.Array:
     """The mean over pixels, `[n, H, W, C]` to `[n, 1, 1, C]`."""
-    return _sum_p.bind(x) * (1 / (x.shape[1] * x.shape[2]))
+    # An image that earlier layers left without pixels is refused after the network is traced.
+    return _sum_p.bind(x) * (1 / max(1, x.shape[1] * x.shape[2]))
 
 
 def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
@@ -78,8 +78,8 @@ def affine_relu_pool(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.
     Args and result as in `affine`, the result `[n, H // 2, W // 2, C]`.
     """
     ones = jnp.ones((), jnp.uint8)
-    held: Any = lax.stop_gradient((x, factor, offset))
-    count = _pooled(_gate(*held, ones, _COUNT))
+    held = [lax.stop_gradient(value) for value in (x, factor, offset)]
+    count = _pooled(_gate(held[0], held[1], held[2], ones, _COUNT))
     share = count.astype(x.dtype) / 4
     gated = _gated_pool_p.bind(x, factor, offset, factor, x, order=0)
     return gated + _spread_p.bind(offset, pixels=share.shape[1:3]) * share

@@ -22,6 +22,7 @@ from edf_jax.runs.tuned import flags
 from edf_jax.runtime import randomness
 from edf_jax.runtime.errors import UserError
 from edf_jax.tune import measure
+from edf_jax.tune.distillation import for_distillation
 from edf_jax.tune.tuning import Tuning
 from tests import tiny
 
@@ -49,8 +50,8 @@ def tune(asked, data, workdir) -> Tuning:
     store = open_experts(tuning.config, data, workdir)
     with MetricsWriter(workdir, tensorboard=False) as metrics:
         tuning.train_experts(data, store, metrics)
-    tuning.for_distillation(
-        data, store, lambda c: initialise(c, data, tiny.network(), store), lambda: 0.0
+    for_distillation(
+        tuning, data, store, lambda c: initialise(c, data, tiny.network(), store), lambda: 0.0
     )
     return tuning
 
@@ -78,8 +79,10 @@ def test_another_sitting_takes_what_was_found(tuned, data, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("measured again")
 
-    for name in ("expert_losses", "student_probe", "Gradients", "expert_curve"):
+    for name in ("expert_losses", "expert_curve"):
         monkeypatch.setattr(f"edf_jax.tune.tuning.{name}", never)
+    for name in ("student_probe", "Gradients"):
+        monkeypatch.setattr(f"edf_jax.tune.distillation.{name}", never)
     again = tune(tuning.asked, data, workdir)
     assert flatten(again.config) == flatten(tuning.config)
 

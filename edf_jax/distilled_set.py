@@ -180,7 +180,8 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
     """The set that `DistilledSet.packed` took apart."""
     config = json.loads(metadata.get("config", "{}"))
     if tensors["alpha"].size != 1:
-        raise UserError(f"a distilled set's alpha has shape {tensors['alpha'].shape}, not one number")
+        shape = tensors["alpha"].shape
+        raise UserError(f"a distilled set's alpha has shape {shape}, not one number")
     return DistilledSet(
         tensors["images"],
         tensors["labels"],

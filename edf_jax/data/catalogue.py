@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterable
 
 from edf_jax.data import normalisation
 from edf_jax.data.normalisation import Normalisation
 from edf_jax.data.subsets import find_subset, package_text
+from edf_jax.runtime.errors import UserError
 
 # Images of a class in ILSVRC-2012: 732 to 1,300 for training, exactly 50 for validation.
 IMAGENET_TRAIN_PER_CLASS = 1300
@@ -64,6 +67,40 @@ def find_benchmark(name: str) -> Benchmark | None:
     """A benchmark by its name ('cifar10', 'CIFAR-10', 'svhn' ...), or None."""
     key = name.lower().replace("-", "_")
     return _BENCHMARKS.get(_ALIASES.get(key, key))
+
+
+def is_of_validation(path: str) -> bool:
+    """Whether a file is called as ILSVRC's validation images are."""
+    return os.path.basename(path).startswith("ILSVRC2012_val_")
+
+
+def name_by_split(name: str, imagenet_indices, train: Iterable[str], test: Iterable[str]) -> str:
+    """A set's name by its files: another one where its training images are fast.ai's.
+
+    fast.ai's Imagenette and ImageWoof put most of ILSVRC's validation images into train/.
+
+    Args:
+        name: of the set as it would be called otherwise.
+        imagenet_indices: see `fastai_name`.
+        train: names or paths of the training images.
+        test: those of the test images.
+
+    Raises:
+        UserError: validation images of ILSVRC are in both splits, as when fast.ai's train/ lies
+            beside ILSVRC's own val/.
+    """
+    marks, others = (
+        {os.path.splitext(os.path.basename(path))[0] for path in files if is_of_validation(path)}
+        for files in (train, test)
+    )
+    both = marks & others
+    if both:
+        raise UserError(
+            f"{len(both)} of the test images are in train/ too, {min(both)} for one: this is "
+            "fast.ai's train/ beside ILSVRC's own val/. Take both from fast.ai, or both from "
+            "ILSVRC."
+        )
+    return fastai_name(name, imagenet_indices) if marks else name
 
 
 def fastai_name(name: str, imagenet_indices=None) -> str:

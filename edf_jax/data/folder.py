@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 
-from edf_jax.data.catalogue import fastai_name, find_benchmark
+from edf_jax.data.catalogue import find_benchmark, name_by_split
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.sources import (
     Listing,
@@ -30,7 +30,6 @@ _EXTENSIONS = frozenset(
 )
 _TEST_NAMES = ("test", "val", "validation", "valid")
 _ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet keeps the labels of val/images here
-_OF_VALIDATION = "ILSVRC2012_val_"  # how ILSVRC's validation images are called
 
 _Files = list[tuple[str, int]]  # paths of images, and their labels
 
@@ -66,7 +65,9 @@ def open_folder(data_config) -> Source:
         indices = tuple(known[f] for f in folders) if known.keys() >= set(folders) else None
         train_files, test_files = _in_folders(train, folders), _test(root, folders)
     return Source(
-        name=_name_by_split(name, indices, train_files, test_files),
+        name=name_by_split(
+            name, indices, *([path for path, _ in files] for files in (train_files, test_files))
+        ),
         class_names=class_names,
         channels=3,
         train=_listing(root, "train", train_files, class_names),
@@ -164,31 +165,6 @@ def _class_names(root: pathlib.Path, folders: list[str]) -> tuple[str, ...]:
             wnid, _, meaning = line.partition("\t")
             words[wnid] = meaning.split(",")[0].strip()
     return distinct([words.get(folder) or folder for folder in folders], folders)
-
-
-def _name_by_split(name: str, indices, train: _Files, test: _Files) -> str:
-    """The set's name, another one where its training images are fast.ai's.
-
-    fast.ai's Imagenette and ImageWoof put most of ILSVRC's validation images into train/.
-
-    Raises:
-        UserError: validation images of ILSVRC are in both splits, as when fast.ai's train/ lies
-            beside ILSVRC's own val/.
-    """
-
-    def of_validation(files: _Files) -> set[str]:
-        stems = (os.path.splitext(os.path.basename(path))[0] for path, _ in files)
-        return {stem for stem in stems if stem.startswith(_OF_VALIDATION)}
-
-    marks = of_validation(train)
-    both = marks & of_validation(test)
-    if both:
-        raise UserError(
-            f"{len(both)} of the test images are in train/ too, {min(both)} for one: this is "
-            "fast.ai's train/ beside ILSVRC's own val/. Take both from fast.ai, or both from "
-            "ILSVRC."
-        )
-    return fastai_name(name, indices) if marks else name
 
 
 def _listing(root: pathlib.Path, split: str, found: _Files, class_names) -> Listing:

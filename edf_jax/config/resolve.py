@@ -8,9 +8,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_collections
-from ml_collections import config_dict
-
 from edf_jax.config.schema import AUTO, FREE, SCHEMA, Key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa
@@ -69,7 +66,7 @@ def default_config(**values: Any):
     A number that goes by the method is None until one is set; `resolve` fills it.
     """
     flat = {
-        name: config_dict.placeholder(key.kind) if _goes_by_method(name) else key.default
+        name: _placeholder(key.kind) if _goes_by_method(name) else key.default
         for name, key in SCHEMA.items()
     }
     config = _nested(flat)
@@ -87,7 +84,17 @@ def _nested(flat: Mapping[str, Any]):
     for name, value in flat.items():
         group, _, leaf = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[leaf] = value
+    import ml_collections
+
     return ml_collections.ConfigDict(nested)
+
+
+def _placeholder(kind: type) -> Any:
+    """A config's value that is not set yet, of a type."""
+    # Imported where it is used: benchmarks run where there is no ml_collections.
+    from ml_collections import config_dict
+
+    return config_dict.placeholder(kind)
 
 
 def set_keys(config, values: Mapping[str, Any]) -> None:
@@ -186,7 +193,7 @@ def _leave_open(config, name: str) -> None:
     node = config[group] if group else config
     # A reference is not replaced but set.
     del node[leaf]
-    node[leaf] = config_dict.placeholder(SCHEMA[name].kind)
+    node[leaf] = _placeholder(SCHEMA[name].kind)
 
 
 def _whole_name(name: str) -> str:

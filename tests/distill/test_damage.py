@@ -107,7 +107,7 @@ def _data_file(workdir: Path, checkpoint: str) -> str:
     [
         ("half", "config.json", "truncate", "config.json is missing or damaged"),
         ("half", "times.json", "flip", "time counts from now"),
-        ("half", "metrics.jsonl", "flip", "damaged rows are left out"),
+        ("half", "metrics.jsonl", "flip", "1 rows are lost or damaged"),
         ("half", "metrics.jsonl", "delete", "lacks 13 rows of stage distill"),
         ("half", "experts/store.json", "empty", "made again from the snapshots"),
         ("half", f"{_SNAPSHOT}/digests.json", "truncate", "epoch_0003"),

@@ -237,8 +237,7 @@ def dry_run(chosen: Sequence[Cell]) -> None:
     from edf_jax.plan import plan
 
     def define(values) -> None:
-        for name in ("workdir", "stage"):
-            flags.DEFINE_string(name, "", "of the cell", flag_values=values)
+        flags.DEFINE_string("stage", "", "of the cell", flag_values=values)
 
     experts: dict[tuple[str, str], tuple[float, float | None]] = {}
     advice = ""

@@ -207,7 +207,7 @@ class _Distillation:
         if stops:
             self._refuse_fault(it + 1)
         if asked:
-            raise Preempted(preemption.WHY)
+            preemption.stop()
 
     def _stopping(self) -> tuple[bool, bool]:
         return self._stops_for_fault(), preemption.asked()

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -124,6 +125,8 @@ def _place(
     """What `jax.distributed.initialize` is to be given; None for a process alone."""
     check_flags(coordinator, num_processes, process_id)
     if coordinator and num_processes > 1:
+        if process_id == 0:
+            _check_listens(coordinator)
         return {
             "coordinator_address": coordinator,
             # JAX's own choice is every network that the machine is in.
@@ -139,6 +142,20 @@ def _place(
         return slurm
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
     return {} if distributed or "," in hosts else None
+
+
+def _check_listens(address: str) -> None:
+    """Refuses an address that this process can't listen at: JAX's own try may end in a crash."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        family, _, _, _, place = found[0]
+        socket.create_server(place[:2], family=family).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--coordinator={address}: process 0 can't listen there ({error}); give an address of "
+            "its machine and a free port"
+        ) from error
 
 
 def _slurm_place(environment: Mapping[str, str]) -> dict[str, Any] | None:

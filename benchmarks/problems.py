@@ -43,6 +43,7 @@ def config(sizes: Sizes) -> SimpleNamespace:
         "distill.trajectories": sizes.networks,
         "distill.drop": sizes.drop,
         "distill.threshold": 0.0,
+        "distill.alpha_step": "plain",
         "distill.store": sizes.store,
         "experts.batch": sizes.batch,
         "cam.method": sizes.method,

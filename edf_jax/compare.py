@@ -33,11 +33,11 @@ from typing import Any
 from absl import flags
 
 from edf_jax.config.flags import Given, run_command
-from edf_jax.config.resolve import METHODS, flatten
+from edf_jax.config.resolve import METHODS, autos, flatten, resolve, set_keys
 from edf_jax.data.coresets import BASELINES
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import measure_baseline
-from edf_jax.experts.train import open_experts, train_experts
+from edf_jax.experts.train import open_experts
 from edf_jax.report import comparison
 from edf_jax.runs.files import RunFiles
 from edf_jax.runs.folder import OF_A_GRID, Run, locked, refuse_foreign
@@ -47,6 +47,8 @@ from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import console, devices, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.stages import check_plan, run_stages
+from edf_jax.tune import budget
+from edf_jax.tune.tuning import Tuning
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -82,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: Given) -> int:
     values = given.flags
     names = names_of(values.methods, values.ablate, values.rows)
+    # All rows have the sizes that there is time for.
+    resolved = resolve(values.config)
+    sizes = flatten(budget.settle(resolved, given.workdir))
+    set_keys(values.config, {k: sizes[k] for k in budget.KEYS if k in autos(flatten(resolved))})
     grid = make_grid(values.config, names, values.seeds, given.workdir)
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")
@@ -202,9 +208,12 @@ def _measure_baseline(run: Run, name: str) -> dict[str, Any]:
         dataset = prepare(config)
     with run.stage("experts"):
         if name != "random":
-            store = open_experts(config, dataset, workdir)
+            tuning = Tuning(config, workdir)
+            tuning.for_experts(dataset)
+            store = open_experts(tuning.config, dataset, workdir)
             with MetricsWriter(workdir, tensorboard=False) as metrics:
-                train_experts(config, dataset, store, metrics)
+                tuning.train_experts(dataset, store, metrics)
+            config = tuning.config
             networks = functools.partial(trained_experts, config, dataset, store)
     with run.stage("evaluate"):
         return measure_baseline(

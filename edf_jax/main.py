@@ -27,6 +27,7 @@ from edf_jax.runs.folder import Run
 from edf_jax.runtime import devices, processes
 from edf_jax.runtime.errors import UserError
 from edf_jax.stages import check_plan, run_stages
+from edf_jax.tune import budget
 
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -76,6 +77,7 @@ def _run(given: Given) -> int:
     processes.check_flags(*place)
     config = resolve(values.config)
     if values.dry_run:
+        config = budget.settle(config, workdir, measure=False)
         if values.target:
             print(ahead.describe(config, workdir, values.target))
         else:
@@ -92,6 +94,7 @@ def _run(given: Given) -> int:
         "the config, the workdir, the stage or JAX's environment",
         [flatten(config), str(workdir), values.stage, devices.numerics()],
     )
+    config = budget.settle(config, workdir)
     run = Run(workdir, config, given.command)
     with processes.together():
         run.check()

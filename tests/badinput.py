@@ -409,8 +409,8 @@ def main() -> int:
     for line in wrong:
         print(line)
     print(
-        f"{len(cases)} bad inputs, {len(cases) - len(wrong)} refused in a line, "
-        f"{len(wrong)} not, in {time.monotonic() - began:.0f} s"
+        f"{len(cases)} bad inputs, 20 and more as processes: {len(cases) - len(wrong)} refused in "
+        f"a line, {len(wrong)} not, in {time.monotonic() - began:.0f} s"
     )
     return int(bool(wrong))
 

@@ -77,7 +77,9 @@ def marks(images: np.ndarray) -> np.ndarray:
     return np.rint(corner.mean(axis=(1, 2, 3)) / 20).astype(int)
 
 
-def write_tfds(data_dir, name, labels_of_split, label_names, *, grey=False, config=None) -> None:
+def write_tfds(
+    data_dir, name, labels_of_split, label_names, *, grey=False, config=None, files=None
+) -> None:
     """A set as `tfds build --file_format=array_record` leaves it; record i is marked i % 10."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils.lazy_imports_utils import array_record_module
@@ -111,7 +113,7 @@ def write_tfds(data_dir, name, labels_of_split, label_names, *, grey=False, conf
                     encoded = buffer.getvalue()
                 example.features.feature["image"].bytes_list.value.append(encoded)
                 example.features.feature["label"].int64_list.value.append(int(labels[i]))
-                file_name = f"{split}_{i}".encode()
+                file_name = (files[split][i] if files else f"{split}_{i}").encode()
                 example.features.feature["file_name"].bytes_list.value.append(file_name)
                 record = example.SerializeToString()
                 size += len(record)

@@ -169,9 +169,14 @@ def test_slurm_queues_an_array_of_experts_and_then_the_distillation(machine):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "again"),
-    [("75", "99", True), ("143", "99", True), ("76", "0", True), ("134", "20", False),
-     ("2", "0", False)],
-)  # fmt: skip
+    [
+        ("75", "99", True),
+        ("143", "99", True),
+        ("76", "0", True),
+        ("134", "20", False),
+        ("2", "0", False),
+    ],
+)
 def test_a_job_that_can_continue_is_queued_again(machine, status, restarts, again):
     machine.add("sbatch", _SBATCH)
     machine.launch("slurm.sh", _CONFIG, f"--workdir={machine.folder / 'x'}")

@@ -27,7 +27,7 @@ from edf_jax.comp_dd.images import open_images
 from edf_jax.comp_dd.judges import choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
 from edf_jax.config.flags import Given, run_command
-from edf_jax.config.resolve import resolve
+from edf_jax.config.resolve import reckoned, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.pipeline import in_workers
@@ -186,7 +186,8 @@ def _run(given: Given) -> int:
     values = given.flags
     if "cam.method" not in given.keys:
         values.config.cam.method = PUBLISHED_METHOD
-    config = resolve(values.config)
+    # No run is made here that could find numbers, and every training image is looked at.
+    config = resolve(reckoned(resolve(values.config)), **{"data.held_out": 0.0})
     result = run(config, given.workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()
     print("RESULT " + json.dumps(result), flush=True)

@@ -64,15 +64,11 @@ def run_command(
     """
     argv = list(sys.argv if argv is None else argv)
 
-    def define_all(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
-        define(values)
-
     def parsed() -> int:
         if any(flag in _HELP for flag in argv[1:]):
             print(usage)
             return 0
-        values = parse(argv, define_all)
+        values = parse(argv, define)
         console.speak_in_lines()
         workdir = pathlib.Path(values.workdir or default_workdir(values, folder)).expanduser()
         command = f"python -m {name} {shlex.join(argv[1:])}"
@@ -89,7 +85,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
 
     Args:
         argv: with the program's name first.
-        define: adds the command's own flags.
+        define: adds the command's own flags to `--config` and `--workdir`.
 
     Returns:
         The flags; `config` is not resolved yet.
@@ -98,6 +94,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
 
     values = flags.FlagValues()
     argv = [argv[0], *_normalised(argv[1:])]
+    flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
     define(values)
     own = ["config", *values]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -140,6 +137,9 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
         if flag.startswith("--config="):
             flag = _found_config(flag)
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if flag.startswith("--config.") and key in SCHEMA:
+            flag = f"--config.{key}={SCHEMA[key].of_text(value)}" if "=" in flag else flag
         normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
     return normal
 

@@ -19,7 +19,7 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edf_jax.convert import distilled_set, experts
@@ -30,7 +30,6 @@ from edf_jax.runtime.errors import UserError
 
 
 def _import_experts(options: argparse.Namespace) -> str:
-
     files = experts.official_files(options.source)
     info = experts.import_experts(files, options.to, _settings(options))
     return (
@@ -40,15 +39,12 @@ def _import_experts(options: argparse.Namespace) -> str:
 
 
 def _export_experts(options: argparse.Namespace) -> str:
-
     names = experts.export_experts(options.source, options.to, _settings(options))
     return f"{options.to}: {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "")
 
 
 def _import_set(options: argparse.Namespace) -> str:
-
-    if pathlib.Path(options.to).suffix != ".safetensors":
-        raise UserError(f"--to={options.to}: give a file that ends in .safetensors")
+    _check_safetensors(options.to)
     if not (pathlib.Path(options.source) / "images_best.pt").is_file():
         raise UserError(
             f"{options.source} is no folder with images_best.pt, labels_best.pt and lr_best.pt"
@@ -65,7 +61,6 @@ def _import_set(options: argparse.Namespace) -> str:
 
 
 def _export_set(options: argparse.Namespace) -> str:
-
     return str(export_run(options.source, "torch", options.to))
 
 
@@ -73,19 +68,24 @@ def _import_weights(options: argparse.Namespace) -> str:
     import numpy as np
     from safetensors.numpy import save_file
 
-
-    if pathlib.Path(options.to).suffix != ".safetensors":
-        raise UserError(f"--to={options.to}: give a file that ends in .safetensors")
+    _check_safetensors(options.to)
     classes = options.classes or pretrained.IMAGENET_CLASSES
     network, _, _ = pretrained.load_cam_network(
         options.source, image_shape=(224, 224, 3), num_classes=(classes,)
     )
     state, _ = pretrained.read_state_dict(options.source)
     state = {name: np.ascontiguousarray(tensor) for name, tensor in state.items()}
-    with torch_files.appearing(options.to) as temporary:
-        with storage.writing(pathlib.Path(options.to)):
-            save_file(state, temporary)
+    with (
+        torch_files.appearing(options.to) as temporary,
+        storage.writing(pathlib.Path(options.to)),
+    ):
+        save_file(state, temporary)
     return f"{options.to}: {network.name}, {classes} classes; --config.cam.weights={options.to}"
+
+
+def _check_safetensors(to: str) -> None:
+    if pathlib.Path(to).suffix != ".safetensors":
+        raise UserError(f"--to={to}: give a file that ends in .safetensors")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,11 +94,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "model.name": options.network,
         "num_classes": options.classes,
         "image_shape": options.size and [*options.size, options.channels],
-        "model.width": options.width,
-        "model.depth": options.depth,
-        "model.norm": options.norm,
-        "model.activation": options.activation,
-        "model.pooling": options.pooling,
+        **{f"model.{name}": getattr(options, name) for name in experts.NETWORK_OPTIONS},
     }
     return {name: value for name, value in settings.items() if value}
 
@@ -116,6 +112,41 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+# By command: what does it, what it is about, what it reads and what it writes.
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], str], str, str, str]] = {
+    "import-experts": (
+        _import_experts,
+        "official expert files to a store of experts",
+        "replay_buffer_<n>.pt in order, or their folder",
+        "the store's folder, not there yet",
+    ),
+    "export-experts": (
+        _export_experts,
+        "a store of experts to official files, one for each group",
+        "a store's folder, such as runs/demo/experts",
+        "folder for replay_buffer_<n>.pt, not there yet",
+    ),
+    "import-set": (
+        _import_set,
+        "an official distilled set to ours",
+        "folder with images_best.pt, labels_best.pt and lr_best.pt",
+        "a .safetensors file, not there yet",
+    ),
+    "export-set": (
+        _export_set,
+        "our distilled set to the official files (as edf_jax.export --to=torch)",
+        "a run's folder or a .safetensors file",
+        "a folder, new or of an earlier export",
+    ),
+    "import-weights": (
+        _import_weights,
+        "torchvision's ResNet-18 to a file for cam.weights",
+        "its state dict (.pth or .safetensors)",
+        "a .safetensors file, not there yet",
+    ),
+}
+
+
 def _parser() -> console.Parser:
     parser = console.Parser(
         prog="python -m edf_jax.convert",
@@ -123,59 +154,24 @@ def _parser() -> console.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, function, about: str, source: str, to: str, **options):
-        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        sub.add_argument("source", help=source, **options)
-        sub.add_argument("--to", required=True, help=to)
-        sub.set_defaults(run=function)
-        return sub
-
-    buffers = command(
-        "import-experts",
-        _import_experts,
-        "official expert files to a store of experts",
-        "replay_buffer_<n>.pt in order, or their folder",
-        "the store's folder, not there yet",
-        nargs="+",
-    )
-    _add_network(buffers, required=True)
-    back = command(
-        "export-experts",
-        _export_experts,
-        "a store of experts to official files, one for each group",
-        "a store's folder, such as runs/demo/experts",
-        "folder for replay_buffer_<n>.pt, not there yet",
-    )
-    _add_network(back, required=False)
-    triple = command(
-        "import-set",
-        _import_set,
-        "an official distilled set to ours",
-        "folder with images_best.pt, labels_best.pt and lr_best.pt",
-        "a .safetensors file, not there yet",
-    )
-    data = triple.add_mutually_exclusive_group()
+    commands, subs = parser.add_subparsers(metavar="COMMAND", required=True), {}
+    for name, (function, about, source, to) in _COMMANDS.items():
+        subs[name] = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        subs[name].add_argument(
+            "source", help=source, nargs="+" if name == "import-experts" else None
+        )
+        subs[name].add_argument("--to", required=True, help=to)
+        subs[name].set_defaults(run=function)
+    _add_network(subs["import-experts"], required=True)
+    _add_network(subs["export-experts"], required=False)
+    data = subs["import-set"].add_mutually_exclusive_group()
     data.add_argument("--dataset", help="whose class names and constants: cifar10, imagenette ...")
     data.add_argument(
         "--like", help="another distilled set or run of the same data (needed with ZCA)"
     )
-    command(
-        "export-set",
-        _export_set,
-        "our distilled set to the official files (as edf_jax.export --to=torch)",
-        "a run's folder or a .safetensors file",
-        "a folder, new or of an earlier export",
+    subs["import-weights"].add_argument(
+        "--classes", type=_positive, help="how many it has (default 1000)"
     )
-    weights = command(
-        "import-weights",
-        _import_weights,
-        "torchvision's ResNet-18 to a file for cam.weights",
-        "its state dict (.pth or .safetensors)",
-        "a .safetensors file, not there yet",
-    )
-    weights.add_argument("--classes", type=_positive, help="how many it has (default 1000)")
     return parser
 
 
@@ -187,10 +183,9 @@ def _add_network(parser: argparse.ArgumentParser, *, required: bool) -> None:
     add("--classes", type=_positive, required=required, help=f"how many{known}")
     add("--size", type=_size, required=required, help=f"of the images: 128, or 96x128{known}")
     add("--channels", type=_positive, default=3, help="of the images (default 3)")
-    add("--width", type=_positive, help="channels of each block (default: the network's)")
-    add("--depth", type=_positive, help="blocks (default: the network's)")
-    for name in ("norm", "activation", "pooling"):
-        add(f"--{name}", help="default: the network's")
+    for name in experts.NETWORK_OPTIONS:
+        kind = _positive if name in ("width", "depth") else str
+        add(f"--{name}", type=kind, help="default: the network's")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

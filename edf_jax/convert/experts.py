@@ -23,7 +23,7 @@ from edf_jax.runtime.progress import Progress
 
 # Experts whose snapshots lie in one checkpoint, at most: each is read by itself all the same.
 _GROUP = 10
-_NETWORK_OPTIONS = ("width", "depth", "norm", "activation", "pooling")
+NETWORK_OPTIONS = ("width", "depth", "norm", "activation", "pooling")
 
 
 def network_of(settings: Mapping[str, Any]) -> Network:
@@ -43,7 +43,7 @@ def network_of(settings: Mapping[str, Any]) -> Network:
         settings["model.name"],
         num_classes=settings["num_classes"],
         image_shape=tuple(settings["image_shape"]),
-        **{name: settings.get(f"model.{name}") or None for name in _NETWORK_OPTIONS},
+        **{name: settings.get(f"model.{name}") or None for name in NETWORK_OPTIONS},
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from edf_jax.runtime import devices
 from edf_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 
 def in_workers(function: Callable, items: Sequence, workers: int = 0) -> Iterator:
@@ -44,6 +47,9 @@ def stream(
 
 
 def _mapped(function: Callable, items: Sequence | np.ndarray, workers: int) -> grain.IterDataset:
+    # Imported where it is used: benchmarks run where there is no Grain.
+    import grain
+
     threads = workers or devices.available_cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return grain.MapDataset.source(items).map(function).to_iter_dataset(options)

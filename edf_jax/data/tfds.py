@@ -6,12 +6,19 @@ import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from edf_jax.data.cache import write_atomically
-from edf_jax.data.catalogue import FASTAI_COUNTS, fastai_name, find_benchmark
+from edf_jax.data.catalogue import (
+    FASTAI_COUNTS,
+    fastai_name,
+    find_benchmark,
+    is_of_validation,
+    name_by_split,
+)
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.pipeline import in_workers
 from edf_jax.data.sources import (
@@ -27,6 +34,7 @@ from edf_jax.data.subsets import Subset, chosen_subset, index_by_wnid
 from edf_jax.runtime.errors import UserError
 
 _LABEL_BATCH = 64  # records read at once in the pass over the labels
+_FILE_NAMES = ("file_name", "filename", "image/filename")  # features by which sets keep them
 
 
 def tfds_name(data_config) -> str:
@@ -119,16 +127,18 @@ def open_tfds(data_config, cache_dir: pathlib.Path) -> Source:
     label_names = tuple(features["label"].names)
     classes = _choose_classes(data_config, name, label_names, folder)
     positions = classes.pop("positions")
-    listings = []
+    listings, files = [], []
     for split in ("train", _test_split(builder, name)):
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        labels = _labels(source, folder, split, cache_dir)
+        labels, validation = _labels(source, folder, split, cache_dir)
+        files.append(validation)
         labels = class_numbers(labels, len(label_names), f"the {split} split of {folder}")
         keep = np.flatnonzero(np.isin(labels, positions))
         label_of = {position: label for label, position in enumerate(positions)}
         ours = np.array([label_of[label] for label in labels[keep].tolist()], np.int32)
         ours = check_labels(ours, classes["class_names"], split, folder)
         listings.append(_listing(source, keep, ours, folder, split))
+    classes["name"] = name_by_split(classes["name"], classes.get("imagenet_indices"), *files)
     return Source(
         channels=1 if features["image"].shape[-1] == 1 else 3,
         train=listings[0],
@@ -192,21 +202,34 @@ def _test_split(builder, name: str) -> str:
     raise UserError(f"{builder.data_path} has no test split; it has {list(builder.info.splits)}.")
 
 
-def _labels(source, folder: pathlib.Path, split: str, cache_dir: pathlib.Path) -> np.ndarray:
+def _labels(
+    source, folder: pathlib.Path, split: str, cache_dir: pathlib.Path
+) -> tuple[np.ndarray, list[str]]:
+    """Labels `[N]` as they are, and the names of images that are of ILSVRC's validation."""
     identity = digest_of([_record_files(folder, split), len(source)])
     path = cache_dir / f"tfds_labels_{identity[:32]}.npz"  # zipped, with a checksum
     with contextlib.suppress(Exception):  # NumPy and zipfile raise nearly anything of a damaged one
-        return np.load(path, allow_pickle=False)["labels"]
+        with np.load(path, allow_pickle=False) as known:
+            return known["labels"], known["validation"].tolist()
 
-    def read(batch: int) -> list[int]:
+    def read(batch: int) -> list[tuple[int, str]]:
         first = batch * _LABEL_BATCH
         records = source.__getitems__(range(first, min(first + _LABEL_BATCH, len(source))))
-        return [int(record["label"]) for record in records]
+        return [(int(record["label"]), _file_name(record)) for record in records]
 
     batches = in_workers(read, range(-(-len(source) // _LABEL_BATCH)))
-    labels = np.array([label for batch in batches for label in batch], np.int64)
-    write_atomically(path, lambda file: np.savez(file, labels=labels))
-    return labels
+    found = [entry for batch in batches for entry in batch]
+    labels = np.array([label for label, _ in found], np.int64)
+    validation = [name for _, name in found if is_of_validation(name)]
+    marked = np.array(validation, str)
+    write_atomically(path, lambda file: np.savez(file, labels=labels, validation=marked))
+    return labels, validation
+
+
+def _file_name(record: Mapping[str, Any]) -> str:
+    """What an image's file was called, where the set keeps that."""
+    names = (record.get(feature) for feature in _FILE_NAMES)
+    return next((os.fsdecode(name) for name in names if name is not None), "")
 
 
 def _record_files(folder: pathlib.Path, split: str) -> list:

@@ -7,9 +7,8 @@ References:
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Float
 
-from edf_jax.runtime.shapes import Array, Maps
+from edf_jax.runtime.shapes import Array, Float, Maps
 
 
 def dae_weight(maps: Maps, beta: float, threshold: float = 0.0) -> Float[Array, "n a b 1"]:

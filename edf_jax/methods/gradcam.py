@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
 
 from edf_jax.runtime.errors import UserError
-from edf_jax.runtime.shapes import Array, Classes, Images, Key, Maps
+from edf_jax.runtime.shapes import Array, Classes, Float, Images, Key, Maps
 
 NOISE_SAMPLES = 4
 NOISE_STD = 0.3

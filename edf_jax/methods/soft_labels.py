@@ -10,10 +10,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float, Integer
 
 from edf_jax.models import Network
-from edf_jax.runtime.shapes import Array, Classes, Images, Logits, Theta
+from edf_jax.runtime.shapes import Array, Classes, Float, Images, Integer, Logits, Theta
 
 # Softmax of these logits is exactly one-hot in float32.
 _HARD_LOGIT = 120.0

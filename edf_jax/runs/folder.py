@@ -36,7 +36,8 @@ _OWN = (
 )  # fmt: skip
 # The same of the folder of a comparison or a table of protocols.
 OF_A_GRID = (
-    "cells/*/config.json", "cells/*/seed_*", "comparison.json", "protocols.json", "evaluation.json",
+    "cells/*/.lock", "cells/*/config.json", "cells/*/seed_*",
+    "comparison.json", "protocols.json", "evaluation.json",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

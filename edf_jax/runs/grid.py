@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from edf_jax.config.resolve import AUTO, METHODS, SCHEMA, flatten, resolve, unknown_key
+from edf_jax.config.resolve import METHODS, SCHEMA, flatten, resolve, unknown_key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import gradcam
 from edf_jax.runtime import storage
@@ -32,8 +32,10 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         for drop in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
     },
 }
-# The same for every row, whatever a method's own code or published settings do.
-_EQUAL = ("evaluate.", "augment.", "data.", "model.", "experts.", "distill.eval_every")
+# The same for every row, whatever a method's own code does.
+_EVALUATION = ("evaluate.", "augment.")
+# The same too, whatever was published for a method; what comes with one is its own.
+_SUBJECT = ("data.", "model.", "experts.", "distill.eval_every")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
 
@@ -198,8 +200,13 @@ def _trainer(trainers: dict[str, GridRun], config, workdir: pathlib.Path) -> str
 
 def _run_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
-    own = flatten(resolve(config))
-    equal = {k: v for k, v in own.items() if k.startswith(_EQUAL) and SCHEMA[k].default != AUTO}
+    numbers = {name for own in METHODS.values() for name in own}
+    left_open = {name for name, value in flatten(config).items() if value is None} - numbers
+    equal = {
+        name: value
+        for name, value in flatten(resolve(config)).items()
+        if name.startswith(_EVALUATION) or (name.startswith(_SUBJECT) and name in left_open)
+    }
     shared = {
         "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
         "experts.dir": config.experts.dir or str(workdir / "experts"),

@@ -88,7 +88,7 @@ def asked_here() -> bool:
 
 
 def stop() -> NoReturn:
-    """Raises `Preempted`, which says by what one is asked to stop; call it when all is saved."""
+    """Raises `Preempted`, which says by what it is asked to stop; call it when all is saved."""
     names = [signal.Signals(number).name for number in sorted(_heard)]
     raise Preempted(f"asked to stop by {', '.join(names) or 'another process'}")
 

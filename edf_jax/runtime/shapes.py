@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Integer, PRNGKeyArray, Shaped
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Integer, PRNGKeyArray, Shaped
+
     Array = jax.Array
 else:
+    try:
+        from jaxtyping import Bool, Float, Integer, PRNGKeyArray, Shaped
+    except ModuleNotFoundError:
+        # A machine with no more than JAX and its libraries computes all the same.
+        class Shaped:
+            def __class_getitem__(cls, item):
+                return item[0]
+
+        Bool = Float = Integer = Shaped
+        PRNGKeyArray = jax.Array
+
     # NumPy's arrays do as well wherever JAX's own functions take them.
     Array = jax.Array | np.ndarray
 
@@ -34,7 +46,9 @@ Key = PRNGKeyArray
 __all__ = [
     "Array",
     "Classes",
+    "Float",
     "Images",
+    "Integer",
     "Key",
     "Logits",
     "Maps",

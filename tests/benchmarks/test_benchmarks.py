@@ -27,8 +27,8 @@ _NEEDS_TORCH = pytest.mark.skipif(
     reason="PyTorch (the extra `bench`) is not installed",
 )
 _OPTIONAL = (
-    "ml_collections", "grain", "tensorflow_datasets", "tensorflow", "tensorboardX", "PIL",
-    "matplotlib", "sklearn", "safetensors", "datasets", "psutil", "torch",
+    "ml_collections", "grain", "jaxtyping", "jinja2", "tensorflow_datasets", "tensorflow",
+    "tensorboardX", "PIL", "matplotlib", "sklearn", "safetensors", "datasets", "psutil", "torch",
 )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_a_bad_class_list_is_named(tmp_path, text, said):
 def test_unknown_subsets_are_named():
     with pytest.raises(UserError, match="imagenette, imagewoof"):
         find_subset("imagenett")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="/nowhere/list.txt is not a file"):
         read_class_list("/nowhere/list.txt")
 
 

@@ -173,6 +173,21 @@ def test_sets_that_tfds_itself_prepared(tmp_path, name, expected, grey):
     np.testing.assert_array_equal(np.bincount(dataset.train.labels), [3] * 10)
 
 
+@pytest.mark.parametrize("test", ["n1_1", "ILSVRC2012_val_1"])
+def test_fastais_split_is_known_by_the_files_that_a_set_names(tmp_path, test):
+    wnids = find_subset("imagewoof").wnids
+    labels = {"train": np.arange(20) % 10, "test": np.arange(10)}
+    files = {"train": [f"ILSVRC2012_val_{i}.JPEG" for i in range(20)], "test": [test] * 10}
+    write_tfds(tmp_path / "tfds", "my_dogs", labels, wnids, files=files)
+    config = _config(tmp_path, name="my_dogs")
+    if test == "n1_1":
+        assert load_dataset(config).info.name == "imagewoof_fastai"
+        assert describe_dataset(config).name == "imagewoof_fastai"
+    else:
+        with pytest.raises(UserError, match="1 of the test images are in train/ too"):
+            load_dataset(config)
+
+
 def test_labels_beyond_the_classes_are_refused(tmp_path):
     for number, label in enumerate((-1, 2, 2**40)):
         labels = {"train": [0, 1, label], "test": [0, 1]}

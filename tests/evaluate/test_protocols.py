@@ -191,9 +191,8 @@ def test_rdeds_official_statistics_move_twice_a_step(teacher):
     network, images = _network("ConvNetD1W4BN"), _set(6)
     figures = []
     for updates in (1, 2):
-        evaluator = protocols.RdedEvaluator(
-            network, teacher, images, jnp.zeros(6, jnp.int32), lambda x: x,
-            epochs=1, batch=6, bn_updates=updates,
+        evaluator = protocols.rded_evaluator(
+            network, teacher, _test_data(network), epochs=1, batch=6, bn_updates=updates
         )
         targets = np.zeros(6, np.int32)
         figures.append(evaluator.train(images, targets, jnp.full(1, 1e-3), jax.random.key(0)))

@@ -294,7 +294,7 @@ def test_a_second_process_waits_and_then_finds_the_experts(trained, tmp_path, mo
     pool = tmp_path / "store"
     pool.mkdir()
     waiting = threading.Event()
-    monkeypatch.setattr(expert_stores.preemption, "stop_if_asked_here", waiting.set)
+    monkeypatch.setattr(expert_stores.preemption, "stop_if_asked", waiting.set)
 
     def other_process():
         with TrajectoryStore(pool).lock():
@@ -386,9 +386,9 @@ def imported(tmp_path) -> pathlib.Path:
     made = tiny.made_up_experts(tmp_path / "made", num=2, epochs=3)
     info = {"imported": True, "num_params": tiny.network().num_params, "experts.epochs": 3}
     details = {"settings": info, "group_size": 2}
+    store.create({"settings": info, "num_experts": 2, "group_size": 2})
     for epoch in range(4):
         store.write(0, epoch, made.read_group(0, epoch)[0], {}, details)
-    store.create({"settings": info, "num_experts": 2, "group_size": 2})
     return store.folder
 
 

@@ -135,7 +135,9 @@ def test_what_an_early_kill_leaves_is_no_other_folder(tmp_path):
             raise KeyboardInterrupt
     with _run(tmp_path):
         pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.json", "times.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lock", "config.json", "environment.json", "times.json",
+    ]
 
 
 def test_the_time_of_another_run_is_not_counted(tmp_path, caplog):

@@ -199,7 +199,38 @@ def _labels_beyond(n: int = 20) -> np.ndarray:
     return np.r_[np.arange(n - 1) % 2, 5]
 
 
+_DEEP = "[" * 100_000
+_RESULT = {"method": "edf", "distilled_mean": 40.0, "distilled_std": 1.0, "seconds": 9.0}
+
+
+def _stranger(folder: Path, **files: object) -> None:
+    """A run that isn't of our making: `result`, `config` and `metrics` as text, or as JSON."""
+    (folder / "run").mkdir(parents=True)
+    whole = {"config": {"seed": 0}, "result": _RESULT, "metrics": "", **files}
+    for name, content in whole.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        path = folder / "run" / ("metrics.jsonl" if name == "metrics" else f"{name}.json")
+        path.write_text(text)
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
+    "rows: deep": lambda f: (f / "rows.json").write_text(_DEEP),
+    "rows: broken": lambda f: (f / "rows.json").write_text('{"mtt": '),
+    "rows: a list": lambda f: (f / "rows.json").write_text("[1]"),
+    "rows: of numbers": lambda f: (f / "rows.json").write_text('{"mtt": 3}'),
+    "rows: an unknown key": lambda f: (f / "rows.json").write_text('{"a": {"seeed": 1}}'),
+    "rows: a list as a key": lambda f: (f / "rows.json").write_text('{"a": {"baseline": []}}'),
+    "rows: no text": lambda f: (f / "rows.json").write_bytes(b"\xff\xfe\x00"),
+    "stranger: deep result": lambda f: _stranger(f, result=_DEEP),
+    "stranger: deep config": lambda f: _stranger(f, config=_DEEP),
+    "stranger: result is a list": lambda f: _stranger(f, result=[1]),
+    "stranger: broken result": lambda f: _stranger(f, result='{"method": '),
+    "stranger: words as figures": lambda f: _stranger(
+        f, result={**_RESULT, "distilled_mean": "forty", "random_mean": [1]}
+    ),
+    "stranger: lists for records": lambda f: _stranger(
+        f, result={**_RESULT, "stages": [1], "versions": 3, "rows": {"a": 1}}
+    ),
     "file": _bytes_at("file", b"just a file"),
     "somebody's notes": _bytes_at("notes.txt", b"years of work"),
     "run of another seed": lambda f: _run(f, seed=7),

@@ -20,8 +20,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-
 from edf_jax import distilled_set
 from edf_jax.config.resolve import resolve
 from edf_jax.distilled_set import DistilledSet
@@ -48,12 +46,12 @@ def _run(argv: list[str]) -> int:
     from edf_jax.config.flags import parse
     from edf_jax.runtime import devices, preemption
 
-    values = parse(argv, _define_flags)
+    values = parse(argv, lambda values: None)
     config = resolve(values.config)
     _check(config)
     console.speak_in_lines()
     devices.set_up(config.precision, deterministic=config.deterministic)
-    workdir = pathlib.Path(values.workdir).expanduser()
+    workdir = pathlib.Path(values.workdir or "runs/equal_footing").expanduser()
     command = "python -m experiments.equal_footing " + shlex.join(argv[1:])
     with preemption.listening(), Run(workdir, config, command) as run:
         run_stages(run, "distill")
@@ -70,10 +68,6 @@ def _run(argv: list[str]) -> int:
     means = {f"{name}_{f}": result[f"{name}_{f}"] for name in _SETS for f in ("mean", "std")}
     print("FOOTING " + json.dumps({**means, **told, "workdir": str(workdir)}), flush=True)
     return 0
-
-
-def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", "runs/equal_footing", "the folder", flag_values=values)
 
 
 def _check(config) -> None:

@@ -67,12 +67,8 @@ def run_command(
         print(usage)
         return 0
 
-    def define_all(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
-        define(values)
-
     def parsed() -> int:
-        values = parse(argv, define_all)
+        values = parse(argv, define)
         console.speak_in_lines()
         workdir = pathlib.Path(values.workdir or default_workdir(values, folder)).expanduser()
         command = f"python -m {name} {shlex.join(argv[1:])}"
@@ -88,7 +84,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
 
     Args:
         argv: with the program's name first.
-        define: adds the command's own flags.
+        define: adds the command's own flags to `--config` and `--workdir`.
 
     Returns:
         The flags; `config` is not resolved yet.
@@ -97,6 +93,7 @@ def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.
 
     values = flags.FlagValues()
     argv = [argv[0], *_normalised(argv[1:])]
+    flags.DEFINE_string("workdir", "", "where everything goes", flag_values=values)
     define(values)
     own = ["config", *values]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/cifar10.py:ipc10_d3
 
+`laptop_ipc1` and `laptop_ipc10` (some 20 minutes on two CPU cores) and `gpu_ipc10` (an hour of one
+GPU) find their numbers from the data: docs/choosing-the-numbers.md.
+
 `ipc1`, `ipc10` and `ipc50` are the official files' with ConvNetD5; `ipc1_d3`, `ipc10_d3` and
 `ipc50_d3` have the papers' ConvNet of three blocks. IPC 500 and 1000 have three blocks anyway.
 
@@ -24,7 +27,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: see DATM (2310.05773) and EDF (2410.17193); none is repeated here unmeasured.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": True,
@@ -316,6 +319,7 @@ _TESLA = {
 _OF_METHODS = {"datm": _DATM, "pad": _PAD, "mtt": _MTT, "ftd": _FTD, "tesla": _TESLA}
 for settings in _OF_METHODS.values():
     settings |= {f"{name}_d3": values for name, values in settings.items()}
+VARIANTS |= found.variants(VARIANTS["ipc10"])
 
 
 def get_config(variant: str = "ipc10"):

@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/cifar100.py:ipc10
 
+`laptop_ipc1` and `laptop_ipc10` (some 20 minutes on two CPU cores) and `gpu_ipc10` (an hour of one
+GPU) find their numbers from the data: docs/choosing-the-numbers.md.
+
 Other methods take the settings that were published for them: `method=datm` and `method=pad` at
 every IPC, `method=mtt` at 1, 10 and 50, `method=ftd` at 10, `method=tesla` at 50; where there are
 none, EDF's. Sources:
@@ -20,7 +23,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: see DATM (2310.05773) and EDF (2410.17193); none is repeated here unmeasured.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": True,
@@ -241,6 +244,7 @@ _TESLA = {
 }
 
 _OF_METHODS = {"datm": _DATM, "pad": _PAD, "mtt": _MTT, "ftd": _FTD, "tesla": _TESLA}
+VARIANTS |= found.variants(VARIANTS["ipc10"])
 
 
 def get_config(variant: str = "ipc10"):

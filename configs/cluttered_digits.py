@@ -11,6 +11,9 @@ easy_ipc1, easy_ipc10, hard_ipc1, hard_ipc10
                    two levels of `data.difficulty` at 24 pixels, for the comparison of methods on
                    simple and complex scenes (experiments/complex_scenes.py, which chose nothing
                    of theirs on test images): two minutes per run on one CPU core.
+easy_laptop_ipc1, easy_laptop_ipc10, easy_gpu_ipc10, and the same of hard
+                   the same data with numbers that a run finds itself:
+                   docs/choosing-the-numbers.md.
 ipc1, ipc10, ipc50 width 32, ten experts: made for comparisons. Hours on 2 CPU cores (not measured).
 
 Unpublished: the data are ours. The settings were chosen among about eight
@@ -19,7 +22,7 @@ trials of the demo by accuracy on its test images, so its own figure is somewhat
 
 from typing import Any
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "data.source": "cluttered_digits",
@@ -120,6 +123,9 @@ VARIANTS = {
         for ipc, values in _SCENE_IPCS.items()
     },
 }
+for level in _LEVELS:
+    variants = found.variants(VARIANTS[f"{level}_ipc10"])
+    VARIANTS |= {f"{level}_{name}": values for name, values in variants.items()}
 
 
 def get_config(variant: str = "demo"):

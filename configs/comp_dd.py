@@ -2,7 +2,9 @@
 
     python -m edf_jax.main --config=configs/comp_dd.py:bird_easy_ipc10 --config.data.path=FOLDER
 
-Variants: <bird|car|dog|fish|snake|insect|round|music>_<easy|hard>_ipc<1|10|50>.
+Variants: <bird|car|dog|fish|snake|insect|round|music>_<easy|hard>_ipc<1|10|50>, and
+<...>_laptop_ipc1, _laptop_ipc10 (some 20 minutes on two CPU cores, 32 pixels) and _gpu_ipc10 (an
+hour of one GPU), which find their numbers from the data: docs/choosing-the-numbers.md.
 
 Unpublished settings: fish, snake and insect take bird's of the same half and IPC, round and music
 car's. music_hard has nine classes, since its published list names one twice.
@@ -14,7 +16,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: none was published with these settings in a form to compare with.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "data.source": "folder",
@@ -96,6 +98,12 @@ VARIANTS = {
     for category, nearest in _SETTINGS_OF.items()
     for half in ("easy", "hard")
     for ipc, values in _IPCS.items()
+}
+VARIANTS |= {
+    f"{category}_{half}_{name}": values
+    for category in _SETTINGS_OF
+    for half in ("easy", "hard")
+    for name, values in found.variants(VARIANTS[f"{category}_{half}_ipc10"]).items()
 }
 
 

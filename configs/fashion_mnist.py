@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/fashion_mnist.py:ipc1
 
+`laptop_ipc1` and `laptop_ipc10` (some 20 minutes on two CPU cores) find their
+numbers from the data: docs/choosing-the-numbers.md.
+
 ipc1, ipc10, ipc50     unpublished: the settings are CIFAR-10's of the same IPC, without ZCA and
                        with three blocks.
 gpu_ipc1, gpu_ipc10, gpu_ipc50
@@ -18,7 +21,7 @@ Published accuracy of other methods (%, width 128) at IPC 1, 10, 50: DC 70.5, 82
 DSA 70.6, 84.6, 88.7.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": False,
@@ -121,6 +124,7 @@ VARIANTS |= {
     **{f"gpu_{name}": {**VARIANTS[name], **_GPU, **own} for name, own in _GPU_BY_IPC.items()},
     **{f"cpu_{name}": {**VARIANTS[name], **_CPU, **own} for name, own in _CPU_BY_IPC.items()},
 }
+VARIANTS = {**found.variants(VARIANTS["ipc10"]), **VARIANTS}
 
 
 def get_config(variant: str = "ipc10"):

@@ -1,23 +1,25 @@
 """Your own images: a folder with train/<class>/* and val/<class>/* (or test/<class>/*).
 
-    python -m edf_jax.main --config=configs/folder.py:laptop --config.data.path=/path/to/photos
+    python -m edf_jax.main --config=configs/folder.py:auto --config.data.path=/path/to/photos
 
 The classes are the folders in train/, as many as there are. Images become squares of
 `data.resolution` pixels, which also decides the network's depth: three blocks at 32, four at 64,
 five at 128.
 
-`laptop`: 32x32 and a narrow network, for two CPU cores and from some 40 photos a class. On the 200
-photos in four classes of docs/make_photos.py it took 114 s of CPU time; the plan (--dry_run)
-says, compilation aside, 21 s at --config.data.resolution=32, 1 min at 64 and 6 min at 128.
+`auto` (`laptop` is another name for it): every number is found from the images and from the speed
+of this machine, so that the run takes about 20 minutes; docs/choosing-the-numbers.md says how.
+Behind it may stand what you want otherwise, such as `:auto,minutes=60,ipc=10,resolution=64`.
+`few_photos`: numbers chosen by hand for some 40 photos a class. On the 200 photos in four classes
+of docs/make_photos.py it took 114 s of CPU time.
 `ipc1`, `ipc10`, `ipc50`: 128x128 with ImageNette's settings of the same IPC, for a GPU and a
 thousand photos or more; memory is in the plan, time not measured.
 
-Unpublished, so no accuracy to expect; the result puts random real images beside. Those 160 training
-photos gave 46.1% on 600 others of the same making, random real images 32.6%; crops of that making
-overlap, so this says nothing of real photos.
+Unpublished, so no accuracy to expect; the result puts random real images beside. By `few_photos`,
+those 160 training photos gave 46.1% on 600 others of the same making, random real images 32.6%;
+crops of that making overlap, so this says nothing of real photos.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": False,
@@ -79,7 +81,7 @@ VARIANTS = {
         "distill.drop": 0.375,
         "cam.every": 200,
     },
-    "laptop": {
+    "few_photos": {
         "data.source": "folder",
         "data.resolution": 32,
         "data.resize": "crop",
@@ -105,7 +107,11 @@ VARIANTS = {
         "evaluate.epochs": 300,
     },
 }
+VARIANTS["auto"] = found.of(
+    {"data.source": "folder", "data.resize": "crop"}, ipc=1, minutes=20
+)
+VARIANTS["laptop"] = VARIANTS["auto"]
 
 
-def get_config(variant: str = "laptop"):
+def get_config(variant: str = "auto"):
     return parse_variant(variant, VARIANTS, "folder")

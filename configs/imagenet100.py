@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/imagenet100.py:ipc10 --config.data.path=FOLDER
 
+`laptop_ipc1`, `laptop_ipc10` (some 20 minutes on two CPU cores, 32 pixels) and `gpu_ipc10` (an hour
+of one GPU) find their numbers from the data: docs/choosing-the-numbers.md.
+
 Data: ILSVRC-2012 as train/<WordNet id>/* and val/<WordNet id>/*; only those classes are read.
 TFDS: add --config.data.source=tfds --config.data.name=imagenet2012.
 
@@ -21,7 +24,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 56.4):
 To be expected only with the authors' own classes and settings.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": False,
@@ -85,6 +88,7 @@ VARIANTS = {
         "cam.every": 200,
     },
 }
+VARIANTS |= found.variants(VARIANTS["ipc10"])
 
 
 def get_config(variant: str = "ipc10"):

@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/imagewoof.py:ipc10 --config.data.path=FOLDER
 
+`laptop_ipc1`, `laptop_ipc10` (some 20 minutes on two CPU cores, 32 pixels) and `gpu_ipc10` (an hour
+of one GPU) find their numbers from the data: docs/choosing-the-numbers.md.
+
 Data: ILSVRC-2012 as train/<WordNet id>/* and val/<WordNet id>/*; only those classes are read.
 TFDS: add --config.data.source=tfds --config.data.name=imagenet2012.
 
@@ -15,7 +18,7 @@ Published accuracy (%, ConvNetD5, without a teacher; all data 66.5):
      50    28.2     -     -  47.1  48.4
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": True,
@@ -83,6 +86,7 @@ VARIANTS = {
         "cam.beta": 2.0,
     },
 }
+VARIANTS |= found.variants(VARIANTS["ipc10"])
 
 
 def get_config(variant: str = "ipc10"):

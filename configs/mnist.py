@@ -2,6 +2,9 @@
 
     python -m edf_jax.main --config=configs/mnist.py:ipc1
 
+`laptop_ipc1` and `laptop_ipc10` (some 20 minutes on two CPU cores) and `gpu_ipc10` (an hour of one
+GPU) find their numbers from the data: docs/choosing-the-numbers.md.
+
 Unpublished: the settings are CIFAR-10's of the same IPC, without ZCA, with three blocks and
 without flipping in the augmentation.
 
@@ -12,7 +15,7 @@ Hardware and time: not measured yet; --dry_run prints the memory that each stage
 Accuracy: not published for this method, not measured.
 """
 
-from edf_jax.config import parse_variant
+from edf_jax.config import found, parse_variant
 
 _COMMON = {
     "published": False,
@@ -71,6 +74,7 @@ VARIANTS = {
         "distill.threshold": 1.0,
     },
 }
+VARIANTS |= found.variants(VARIANTS["ipc10"])
 
 
 def get_config(variant: str = "ipc10"):

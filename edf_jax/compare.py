@@ -7,8 +7,16 @@ Every run of the grid has a folder of its own, and a process of its own, so that
 own. Experts are trained once for all runs that can share them.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
+
+import concurrent.futures
 import ctypes
 import functools
 import json
@@ -25,20 +33,22 @@ from typing import Any
 from absl import flags
 
 from edf_jax.config.flags import Given, run_command
-from edf_jax.config.resolve import METHODS, flatten
+from edf_jax.config.resolve import METHODS, autos, flatten, resolve, set_keys
 from edf_jax.data.coresets import BASELINES
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import measure_baseline
-from edf_jax.experts.train import open_experts, train_experts
+from edf_jax.experts.train import open_experts
 from edf_jax.report import comparison
 from edf_jax.runs.files import RunFiles
 from edf_jax.runs.folder import OF_A_GRID, Run, locked, refuse_foreign
 from edf_jax.runs.grid import ABLATIONS, Grid, GridRun, make_grid, names_of
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runs.prepare import prepare
-from edf_jax.runtime import console, devices, preemption, storage
-from edf_jax.runtime.errors import Preempted, UserError
-from edf_jax.stages import run_stages
+from edf_jax.runtime import console, devices, storage
+from edf_jax.runtime.errors import UserError
+from edf_jax.stages import check_plan, run_stages
+from edf_jax.tune import budget
+from edf_jax.tune.tuning import Tuning
 
 _USAGE = f"""\
 usage: python -m edf_jax.compare --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -74,12 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: Given) -> int:
     values = given.flags
     names = names_of(values.methods, values.ablate, values.rows)
+    # All rows have the sizes that there is time for.
+    resolved = resolve(values.config)
+    sizes = flatten(budget.settle(resolved, given.workdir))
+    set_keys(values.config, {k: sizes[k] for k in budget.KEYS if k in autos(flatten(resolved))})
     grid = make_grid(values.config, names, values.seeds, given.workdir)
     config_flag: Any = values["config"]
     file, _, _ = config_flag.config_filename.partition(":")
     launch = functools.partial(run_in_child, config_file=file)
-    with preemption.listening():
-        rows = compare(grid, given.workdir, given.command, launch)
+    unfinished = [one for one in grid.runs.values() if not is_finished(one)]
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        for warning in child.submit(check_runs, unfinished, file).result():
+            _log.warning("%s", warning)
+    rows = compare(grid, given.workdir, given.command, launch)
     print(comparison.to_markdown(rows))
     sys.stdout.flush()
     result = {"rows": [row.figures() for row in rows], "workdir": str(given.workdir)}
@@ -127,6 +144,30 @@ def compare(
     return rows
 
 
+def check_runs(runs: Sequence[GridRun], config_file: str) -> list[str]:
+    """Refuses what a run would refuse, before any is at work; in a process of its own.
+
+    Args:
+        runs: those to be made.
+        config_file: run first, for it may add methods, networks or sources of its own.
+
+    Returns:
+        The warnings of their plans.
+
+    Raises:
+        UserError: names the run.
+    """
+    runpy.run_path(config_file)
+    warnings: dict[str, None] = {}
+    for one in runs:
+        devices.set_up(one.config.precision, deterministic=one.config.deterministic)
+        try:
+            warnings |= dict.fromkeys(check_plan(one.config, one.workdir))
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from None
+    return list(warnings)
+
+
 def is_finished(one: GridRun) -> bool:
     """Whether a run's result is there, made with its very config."""
     try:
@@ -167,9 +208,12 @@ def _measure_baseline(run: Run, name: str) -> dict[str, Any]:
         dataset = prepare(config)
     with run.stage("experts"):
         if name != "random":
-            store = open_experts(config, dataset, workdir)
+            tuning = Tuning(config, workdir)
+            tuning.for_experts(dataset)
+            store = open_experts(tuning.config, dataset, workdir)
             with MetricsWriter(workdir, tensorboard=False) as metrics:
-                train_experts(config, dataset, store, metrics)
+                tuning.train_experts(dataset, store, metrics)
+            config = tuning.config
             networks = functools.partial(trained_experts, config, dataset, store)
     with run.stage("evaluate"):
         return measure_baseline(
@@ -208,7 +252,7 @@ def run_in_child(one: GridRun, command: str, *, config_file: str | None = None) 
             asked = True
             child.terminate()
     if preemption.asked():
-        raise Preempted("asked to stop by SIGTERM")
+        preemption.stop()
     if child.exitcode == console.INTERRUPTED:
         raise KeyboardInterrupt
     if child.exitcode:

@@ -179,10 +179,13 @@ def selected(workdir: pathlib.Path) -> str:
 def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> DistilledSet:
     """The set that `DistilledSet.packed` took apart."""
     config = json.loads(metadata.get("config", "{}"))
+    if tensors["alpha"].size != 1:
+        shape = tensors["alpha"].shape
+        raise UserError(f"a distilled set's alpha has shape {shape}, not one number")
     return DistilledSet(
         tensors["images"],
         tensors["labels"],
-        float(tensors["alpha"]),
+        float(tensors["alpha"].item()),
         tuple(json.loads(metadata["class_names"])),
         Normalisation.from_json(metadata["normalisation"], config.get("data.cache_dir") or None),
         int(metadata.get("step", 0)),

@@ -1,6 +1,13 @@
 """The command: `python -m edf_jax.main --config=configs/imagenette.py:ipc10 [flags]`."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from edf_jax.runtime import preemption
+
+if __name__ == "__main__":
+    # Before the imports, which take seconds.
+    preemption.listen()
 
 import json
 import pathlib
@@ -10,19 +17,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from edf_jax import stages
 from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import flatten, resolve
-from edf_jax.data import describe_dataset
 from edf_jax.experts.settings import check_part
 from edf_jax.plan import ahead, plan
 from edf_jax.report import tables
 from edf_jax.runs import metrics
 from edf_jax.runs.folder import Run
-from edf_jax.runtime import devices, preemption, processes
+from edf_jax.runtime import devices, processes
 from edf_jax.runtime.errors import UserError
-from edf_jax.stages import run_stages
-from edf_jax.training import parallel
+from edf_jax.stages import check_plan, run_stages
+from edf_jax.tune import budget
 
 _USAGE = """\
 usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [flags]
@@ -68,10 +73,11 @@ def _run(given: Given) -> int:
         raise UserError(f"--dry_run={values.dry_run}: say --dry_run or --dry_run=compile")
     if values.target and values.dry_run != "compile":
         raise UserError(f"--target={values.target} goes with --dry_run=compile")
-
-    processes.check_flags(values.coordinator, values.num_processes, values.process_id)
+    place = (values.coordinator, values.num_processes, values.process_id)
+    processes.check_flags(*place)
     config = resolve(values.config)
     if values.dry_run:
+        config = budget.settle(config, workdir, measure=False)
         if values.target:
             print(ahead.describe(config, workdir, values.target))
         else:
@@ -79,45 +85,25 @@ def _run(given: Given) -> int:
         return 0
 
     check_part(config, values.stage)
-    devices.set_up(config.precision, deterministic=config.deterministic)
-    processes.start(
-        values.coordinator,
-        values.num_processes,
-        values.process_id,
-        distributed=values.distributed,
+    devices.set_up(
+        config.precision,
+        deterministic=config.deterministic,
+        join=lambda: processes.start(*place, distributed=values.distributed),
     )
-    processes.check_same("the config, the workdir or the stage", [
-        flatten(config), str(workdir), values.stage
-    ])
+    processes.check_same(
+        "the config, the workdir, the stage or JAX's environment",
+        [flatten(config), str(workdir), values.stage, devices.numerics()],
+    )
+    config = budget.settle(config, workdir)
     run = Run(workdir, config, given.command)
     with processes.together():
         run.check()
-        warnings = _check_plan(config, workdir)
-    with preemption.listening(), run:
+        warnings = check_plan(config, workdir)
+    with run:
         result = run_stages(run, values.stage, warnings)
     if result is not None and processes.is_first():
         _print_result(result)
     return 0
-
-
-def _check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
-    """Refuses, before anything is written, what the plan tells to be impossible.
-
-    Returns:
-        The plan's warnings.
-    """
-
-    if config.log.wandb_project:
-        metrics.import_wandb()
-
-    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
-    data = describe_dataset(config.data)
-    if not data.available:
-        raise UserError(data.advice)
-    planned = plan.make_plan(config, data, workdir)
-    plan.check_memory(planned)
-    stages.check_files(config, data)
-    return planned.warnings
 
 
 def _print_result(result: dict) -> None:

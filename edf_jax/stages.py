@@ -12,23 +12,30 @@ from typing import Any
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
-from edf_jax.data import Dataset, DatasetInfo, DatasetPlan
+from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, describe_dataset
 from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
-from edf_jax.distill.stage import distill_run
+from edf_jax.distill.initial_set import initialise
+from edf_jax.distill.stage import distill_run, forget
+from edf_jax.distill.watch import NotLearning
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import evaluate_run, periodic
 from edf_jax.evaluate.teacher import get_teacher, import_teacher
-from edf_jax.experts.train import open_experts, train_experts, with_repairs
+from edf_jax.experts.train import open_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.models.choose import network_for
+from edf_jax.plan import plan
 from edf_jax.report.page import write_report
 from edf_jax.runs.folder import Run
-from edf_jax.runs.metrics import MetricsWriter, open_metrics
+from edf_jax.runs.metrics import MetricsWriter, import_wandb, open_metrics
 from edf_jax.runs.prepare import prepare
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.training import parallel
 from edf_jax.training.trained import TrainedNetwork
+from edf_jax.tune.distillation import for_distillation
+from edf_jax.tune.tuning import Tuning
 
 _log = logging.getLogger(__name__)
 STAGES = ("prepare", "teacher", "experts", "distill", "evaluate", "report")
@@ -63,16 +70,20 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
         wandb_project=run.config.log.wandb_project or None,
         config=flatten(run.config),
     ) as metrics:
-        work = _Work(run, dataset, metrics)
+        work = _Work(run, dataset, metrics, Tuning(run.config, run.workdir))
         if last == "teacher":
             found = work.teacher()
             if processes.is_first():
                 told = f"teacher: {found.name}, {found.accuracy:.2f}% on test images"
                 print(told, file=sys.stderr)
             return None
-        store = open_experts(run.config, dataset, run.workdir)
+        with run.stage("tune"):
+            work.tuning.for_experts(dataset)
+        store = open_experts(work.tuning.config, dataset, run.workdir)
         figures = with_repairs(lambda: work.learn(store, wanted), store)
-    return None if figures is None else _finish(run, figures, wanted)
+    if figures is None:
+        return None
+    return _finish(run, {**figures, "metrics_rows": metrics.count}, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +93,7 @@ class _Work:
     run: Run
     dataset: Dataset
     metrics: MetricsWriter
+    tuning: Tuning
 
     def teacher(self) -> TrainedNetwork:
         with self.run.stage("teacher"):
@@ -89,23 +101,32 @@ class _Work:
 
     def learn(self, store: TrajectoryStore, wanted: Sequence[str]) -> dict[str, Any] | None:
         """From experts to figures; None where they aren't wanted."""
-        config, dataset, workdir = self.run.config, self.dataset, self.run.workdir
+        config, dataset, workdir = self.tuning.config, self.dataset, self.run.workdir
         accuracies: list[float] = []
         foreign = bool(config.evaluate.distilled) and "evaluate" in wanted
         if not foreign or store.is_complete(config.experts.num, {config.experts.epochs}):
             with self.run.stage("experts"):
-                accuracies = train_experts(config, dataset, store, self.metrics)
+                accuracies = self.tuning.train_experts(dataset, store, self.metrics)
         if "distill" not in wanted:
             return None
         if not foreign:
+            with self.run.stage("tune"):
+                network = network_for(config, dataset.info)
+                for_distillation(
+                    self.tuning,
+                    dataset,
+                    store,
+                    lambda config: initialise(config, dataset, network, store),
+                    lambda: self.run.provenance()["seconds"],
+                )
             with self.run.stage("distill"):
-                evaluate = periodic(config, dataset)
-                distill_run(config, dataset, store, self.metrics, workdir, self.teacher, evaluate)
+                self._distill(store)
+        config = self.tuning.config
         if "evaluate" not in wanted:
             return None
         experts = functools.partial(trained_experts, config, dataset, store)
         with self.run.stage("evaluate"):
-            return evaluate_run(
+            figures = evaluate_run(
                 config,
                 dataset,
                 accuracies,
@@ -114,6 +135,23 @@ class _Work:
                 teacher=self.teacher,
                 provenance=self.run.origin(),
             )
+        return {**figures, **self.tuning.figures()}
+
+    def _distill(self, store: TrajectoryStore) -> None:
+        """Distils; where that doesn't learn, with another number from the start."""
+        tuning, workdir = self.tuning, self.run.workdir
+        while True:
+            config = tuning.config
+            evaluate = periodic(config, self.dataset)
+            try:
+                distill_run(
+                    config, self.dataset, store, self.metrics, workdir, self.teacher, evaluate,
+                    tuning.can_mend,
+                )  # fmt: skip
+                return
+            except NotLearning as error:
+                forget(workdir, self.metrics)
+                tuning.mend(error.finding)
 
 
 def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
@@ -143,6 +181,27 @@ def _report(workdir: pathlib.Path) -> pathlib.Path:
                 _log.warning("%s: removed, and left out of the report", error)
                 path.unlink()
         return write_report(workdir)
+
+
+def check_plan(config, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Refuses, before anything is written, what the plan tells to be impossible.
+
+    Returns:
+        The plan's warnings.
+
+    Raises:
+        UserError: says what, and what would do.
+    """
+    if config.log.wandb_project:
+        import_wandb()
+    parallel.matching_mesh(config.parallel.trajectory, max(1, config.parallel.data))
+    data = describe_dataset(config.data)
+    if not data.available:
+        raise UserError(data.advice)
+    planned = plan.make_plan(config, data, workdir)
+    plan.check_memory(planned)
+    check_files(config, data)
+    return planned.warnings
 
 
 def check_files(config, info: DatasetInfo | DatasetPlan) -> None:

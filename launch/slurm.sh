@@ -68,9 +68,10 @@ submit() {
 export SRUN_CPUS_PER_TASK=\${SLURM_CPUS_PER_TASK:-1}
 srun $(printf '%q ' "${run[@]}")$rest
 status=\$?
-# Stopped in time, or by the loss of a node: the same command continues.
+# Stopped in time (143 is by SIGTERM before Python could hear it), or by the loss of a node: the same
+# command continues.
 case \$status in
-  75) scontrol requeue \"\$SLURM_JOB_ID\" ;;
+  75 | 143) scontrol requeue \"\$SLURM_JOB_ID\" ;;
   76 | 134) [ \"\${SLURM_RESTART_COUNT:-0}\" -ge 20 ] || scontrol requeue \"\$SLURM_JOB_ID\" ;;
 esac
 exit \$status"

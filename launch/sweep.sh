@@ -2,8 +2,9 @@
 set -euo pipefail
 usage='usage: bash launch/sweep.sh [options] [flags of edf_jax.main for every run]
 
-Runs each config with each variant, one after the other, and prints a table of all. Finished runs
-are left alone and others continued, so run again it goes on where it stopped.
+Runs each config with each variant, one after the other, and prints a table of all. Runs that are
+finished with these flags are left alone and others continued, so run again it goes on where it
+stopped; a run that other flags would change ends in a line.
 
   --configs=NAMES    of files in configs/ (default imagenette,imagewoof)
   --variants=NAMES   of each (default ipc1,ipc10,ipc50)
@@ -38,7 +39,11 @@ done_runs=() failed=()
 for config in "${configs[@]}"; do
   for variant in "${variants[@]}"; do
     workdir=$runs/$config-$variant
-    if [ -z "$dry" ] && [ -f "$workdir/result.json" ] && [ -f "$workdir/report.html" ]; then
+    # What a finished run was last asked for.
+    asked=$runs/.$config-$variant.flags
+    given=$(printf '%q ' ${flags[@]+"${flags[@]}"})
+    if [ -z "$dry" ] && [ -f "$workdir/result.json" ] && [ -f "$workdir/report.html" ] &&
+      [ "$(cat "$asked" 2>/dev/null)" = "$given" ]; then
       echo "sweep.sh: $workdir is finished" >&2
       done_runs+=("$workdir")
       continue
@@ -48,7 +53,10 @@ for config in "${configs[@]}"; do
     "$venv_python" -m edf_jax.main "--config=configs/$config.py:$variant" "--workdir=$workdir" \
       ${flags[@]+"${flags[@]}"} || status=$?
     case $status in
-      0) done_runs+=("$workdir") ;;
+      0)
+        done_runs+=("$workdir")
+        [ -n "$dry" ] || printf '%s' "$given" >"$asked"
+        ;;
       # Asked to stop: the others too.
       75 | 130 | 143) exit "$status" ;;
       *) failed+=("$workdir (status $status)") ;;

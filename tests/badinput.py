@@ -3,13 +3,15 @@
     python -m tests.badinput
 
 Each must end with status 2 and one line on standard error, compile nothing and leave nothing
-behind: 20 as processes of their own, the rest through `edf_jax.main.main` in this one.
+behind: 20, and those of an environment, as processes of their own, the rest through the command's
+`main` in this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import subprocess
@@ -36,11 +38,15 @@ class Case:
         flags: with `{}` for the folder of files.
         files: what to make there (see `badfiles`).
         prepares: whether only decoding shows what is wrong, so that the data cache may be filled.
+        module: the command.
+        environment: variables of its process, which is one of its own then.
     """
 
     flags: tuple[str, ...]
     files: str = ""
     prepares: bool = False
+    module: str = "edf_jax.main"
+    environment: tuple[tuple[str, str], ...] = ()
 
     def arguments(self, folder: Path) -> list[str]:
         """The flags, with `{}` as the folder; makes the files."""
@@ -93,6 +99,53 @@ def command_cases() -> Iterator[Case]:
     yield _demo("--workdir={}", files="run of more iterations")
 
 
+def place_cases() -> Iterator[Case]:
+    """Paths and environments that can't be used."""
+    for key in (
+        "experts.dir", "data.cache_dir", "data.path", "cam.weights", "teacher.weights",
+        "evaluate.distilled", "data.class_list",
+    ):
+        for path in ("~nobody.at.all/x", "y" * 300, "z/" * 3000):
+            yield _demo("--config.data.source=folder", f"--config.{key}={path}")
+    for path in ("~nobody.at.all/run", "w" * 300, "v/" * 3000):
+        yield _demo(f"--workdir={path}")
+        yield Case((f"--config={path}.py",))
+    for name, value in (
+        ("JAX_PLATFORMS", "cuda"), ("JAX_PLATFORMS", "abacus"), ("XLA_FLAGS", "--xla_no_such=1"),
+        ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=perhaps"),
+    ):
+        for flags in ((), ("--dry_run",)):
+            yield dataclasses.replace(_demo(*flags), environment=((name, value),))
+    apart = ("--num_processes=1", "--process_id=0", "--coordinator=")
+    yield _demo(*apart)
+    # No address of this machine's: the coordinator must not listen on others instead.
+    elsewhere = _demo("--coordinator=192.0.2.1:7", "--num_processes=2", "--process_id=0")
+    yield dataclasses.replace(elsewhere, environment=(("GRPC_VERBOSITY", "NONE"),))
+
+
+def compare_cases() -> Iterator[Case]:
+    """Comparisons of which a run would be refused, and bad files of rows."""
+    demo = (f"--config={CONFIG}:demo", *_SMALL)
+
+    def case(*flags: str, files: str = "") -> Case:
+        return Case((*demo, *flags), files, module="edf_jax.compare")
+
+    yield case()
+    yield case("--methods=random,mtd")
+    yield case("--methods=random,mtt", "--config.parallel.data=64")
+    yield case("--methods=mtt", "--config.data.source=folder", "--config.data.path=/nowhere")
+    yield case("--methods=mtt", "--config.cam.weights=/nowhere.pth")
+    for name in badfiles.names("rows"):
+        yield case("--rows={}/rows.json", files=name)
+
+
+def stranger_cases() -> Iterator[Case]:
+    """Runs of strangers, whose files hold anything."""
+    for name in badfiles.names("stranger"):
+        yield Case(("{}/run",), files=name, module="edf_jax.report")
+        yield Case(("{}/run", "--to=images"), files=name, module="edf_jax.export")
+
+
 def value_cases() -> Iterator[Case]:
     """Keys with impossible values, by themselves and beside others."""
     from edf_jax.config.schema import SCHEMA
@@ -114,6 +167,8 @@ def value_cases() -> Iterator[Case]:
     yield _keys(distill__ipc=150)
     yield _keys(data__resolution=4)
     yield _keys(model__depth=9)
+    yield _keys(model__depth=10**9)
+    yield _keys(model__name="LeNet", model__width=0, data__resolution=8)
     yield _keys(data__source="tfds")
     yield _keys(data__source="tfds", data__name="no_such_set", data__path="/nowhere")
     yield _keys(data__source="folder")
@@ -255,7 +310,7 @@ def _fault(
     """What isn't as it should be after a bad command."""
     if status != 2:
         return f"status {status}: {err.strip()[-500:]}"
-    if out or len(err.splitlines()) != 1 or not err.startswith("edf_jax: "):
+    if out or len(err.splitlines()) != 1 or not err.startswith("edf_jax"):
         return f"more or less than a line: {(out + err)[:1000]!r}"
     left = _files(folder) - before
     if case.prepares:
@@ -283,10 +338,18 @@ def _place() -> Iterator[Path]:
                 os.environ["XDG_CACHE_HOME"] = cache
 
 
+def _has_parser(case: Case) -> bool:
+    """Whether the command takes its flags without the program's name."""
+    return case.module in ("edf_jax.report", "edf_jax.export")
+
+
+def _entry(case: Case) -> str:
+    return f"{case.module}.__main__" if _has_parser(case) else case.module
+
+
 def refused_here(case: Case, compilations: Compilations) -> tuple[str, str | None]:
     """Runs a case in this process; returns its line, and what was wrong with how it ended."""
-    from edf_jax.main import main
-
+    main = importlib.import_module(_entry(case)).main
     with _place() as folder:
         arguments = case.arguments(folder)
         before, compiled = _files(folder), compilations.count
@@ -295,7 +358,7 @@ def refused_here(case: Case, compilations: Compilations) -> tuple[str, str | Non
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                status = main(["edf_jax", *arguments])
+                status = main(arguments if _has_parser(case) else ["edf_jax", *arguments])
             except BaseException as error:  # A traceback, where there should be a line.
                 return "", f"{type(error).__name__}: {error}"
         fault = _fault(case, status, out.getvalue(), err.getvalue(), before, folder)
@@ -310,8 +373,9 @@ def refused_apart(case: Case) -> tuple[str, str | None]:
         arguments = case.arguments(folder)
         before = _files(folder)
         ended = subprocess.run(
-            [sys.executable, "-m", "edf_jax.main", *arguments],
-            env=tiny_run.environment(), capture_output=True, text=True,
+            [sys.executable, "-m", case.module, *arguments],
+            env={**tiny_run.environment(), **dict(case.environment)},
+            capture_output=True, text=True,
         )
         fault = _fault(case, ended.returncode, ended.stdout, ended.stderr, before, folder)
         return ended.stderr.strip(), fault
@@ -322,7 +386,7 @@ def check(cases: Sequence[Case], apart: int, *, tell=lambda line: None) -> list[
     compilations, wrong = Compilations(), []
     processes = {round(i * (len(cases) - 1) / max(apart - 1, 1)) for i in range(apart)}
     for number, case in enumerate(cases):
-        if number in processes:
+        if number in processes or case.environment:
             line, fault = refused_apart(case)
         else:
             line, fault = refused_here(case, compilations)
@@ -336,14 +400,17 @@ def check(cases: Sequence[Case], apart: int, *, tell=lambda line: None) -> list[
 def main() -> int:
     """The command; returns its status."""
     began = time.monotonic()
-    cases = [*command_cases(), *value_cases(), *file_cases(), *generated_cases(150)]
+    cases = [
+        *command_cases(), *place_cases(), *compare_cases(), *value_cases(), *file_cases(),
+        *stranger_cases(), *generated_cases(150),
+    ]
     cases = list(dict.fromkeys(cases))
     wrong = check(cases, 20, tell=print if "-v" in sys.argv else lambda line: None)
     for line in wrong:
         print(line)
     print(
-        f"{len(cases)} bad inputs, 20 as processes: {len(cases) - len(wrong)} refused in a line, "
-        f"{len(wrong)} not, in {time.monotonic() - began:.0f} s"
+        f"{len(cases)} bad inputs, 20 and more as processes: {len(cases) - len(wrong)} refused in "
+        f"a line, {len(wrong)} not, in {time.monotonic() - began:.0f} s"
     )
     return int(bool(wrong))
 

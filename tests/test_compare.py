@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from edf_jax import compare
 from edf_jax.config import load
-from edf_jax.config.resolve import default_config, flatten, parse_variant
+from edf_jax.config.resolve import METHODS, SCHEMA, default_config, flatten, parse_variant
 from edf_jax.report import comparison
 from edf_jax.report.__main__ import main
 from edf_jax.runs.grid import ABLATIONS, make_grid, names_of
@@ -124,6 +125,17 @@ def test_published_settings_differ_by_row_but_networks_data_and_evaluation_do_no
     for name in ("model.name", "data.zca", "evaluate.batch", "experts.epochs", "evaluate.num"):
         assert len({row[name] for row in rows}) == 1, name
     assert plan.title == "cifar10, 10 images per class, crop ratio 0.25 in all rows"
+
+
+def test_a_row_has_the_experts_that_its_method_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "slow", {**METHODS["edf"], "experts.lr": 0.001})
+    monkeypatch.setitem(SCHEMA, "method", dataclasses.replace(
+        SCHEMA["method"], choices=(*SCHEMA["method"].choices, "slow")
+    ))
+    rows = {"edf": {"method": "edf"}, "slow": {"method": "slow"}}
+    for method in rows:
+        plan = make_plan(default_config(method=method, **_TINY), rows, 1, tmp_path)
+        assert [_configs(plan, label)[0]["experts.lr"] for label in rows] == [0.01, 0.001]
 
 
 def test_the_title_says_where_the_crop_ratio_is_a_rows_own(tmp_path):

@@ -24,6 +24,7 @@ from edf_jax.data import Normalisation, describe_dataset
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.export import write as export
 from edf_jax.plan import plan
+from edf_jax.tune import budget
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -147,10 +148,11 @@ def test_config_keys_named_in_the_docs_exist():
 def test_the_photos_to_try_with_are_what_the_quickstart_says(tmp_path):
     script = [sys.executable, str(DOCS / "make_photos.py"), "photos"]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
-    flags = ["--config=configs/folder.py:laptop", f"--config.data.path={tmp_path / 'photos'}"]
+    flags = ["--config=configs/folder.py:auto", f"--config.data.path={tmp_path / 'photos'}"]
     config = resolve(parse(["main", *flags], main._define_flags).config)
+    config = budget.settle(config, tmp_path, measure=False)
     made = plan.make_plan(config, describe_dataset(config.data))
-    assert (made.data.num_classes, made.data.num_train, made.data.num_test) == (4, 160, 40)
+    assert (made.data.num_classes, made.data.num_train, made.data.num_test) == (4, 144, 40)
     assert made.warnings == ()
 
 

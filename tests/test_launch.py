@@ -169,7 +169,13 @@ def test_slurm_queues_an_array_of_experts_and_then_the_distillation(machine):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "again"),
-    [("75", "99", True), ("76", "0", True), ("134", "20", False), ("2", "0", False)],
+    [
+        ("75", "99", True),
+        ("143", "99", True),
+        ("76", "0", True),
+        ("134", "20", False),
+        ("2", "0", False),
+    ],
 )
 def test_a_job_that_can_continue_is_queued_again(machine, status, restarts, again):
     machine.add("sbatch", _SBATCH)
@@ -235,6 +241,15 @@ def test_sweep_runs_what_is_not_finished_and_ends_with_a_table(machine):
     second = machine.launch("sweep.sh", *flags)
     assert second.returncode == 0 and second.stderr.count("is finished") == 3
     assert [("a-ipc10" in call) for call in machine.calls()] == [True, True]
+
+
+def test_sweep_asks_a_finished_run_again_where_flags_differ(machine):
+    flags = ["--configs=a", "--variants=ipc1,ipc10", f"--runs={machine.folder / 'runs'}"]
+    for seed, calls in (("3", 3), ("3", 1), ("4", 3), ("4", 1)):
+        assert machine.launch("sweep.sh", *flags, f"--config.seed={seed}").returncode == 0
+        assert len(machine.calls()) == calls
+    refused = machine.launch("sweep.sh", *flags, "--config.seed=5", FAIL="a-ipc10")
+    assert refused.returncode == 1 and "a-ipc10 (status 2)" in refused.stderr
 
 
 def test_sweep_stops_when_a_run_is_asked_to(machine):

@@ -27,7 +27,7 @@ from edf_jax.comp_dd.images import open_images
 from edf_jax.comp_dd.judges import choose_judge
 from edf_jax.comp_dd.selection import select, write_subset
 from edf_jax.config.flags import Given, run_command
-from edf_jax.config.resolve import resolve
+from edf_jax.config.resolve import reckoned, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.data.decode import Unreadable
 from edf_jax.data.pipeline import in_workers
@@ -35,7 +35,7 @@ from edf_jax.data.sources import Listing, Source
 from edf_jax.data.subsets import imagenet_classes
 from edf_jax.methods import gradcam
 from edf_jax.report import charts
-from edf_jax.runtime import devices, randomness, storage, tables
+from edf_jax.runtime import devices, preemption, randomness, storage, tables
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training.loop import Prepare
@@ -166,6 +166,7 @@ def measure_images(
             if len(found) > 2:
                 found[-3].block_until_ready()
             bar.update(len(batch))
+            preemption.stop_if_asked()
     if lost:
         _log.warning("%d images can't be read and are left out: %s", len(lost), "; ".join(lost[:3]))
     return np.concatenate([np.asarray(part) for part in found])[: len(positions)]
@@ -185,7 +186,8 @@ def _run(given: Given) -> int:
     values = given.flags
     if "cam.method" not in given.keys:
         values.config.cam.method = PUBLISHED_METHOD
-    config = resolve(values.config)
+    # No run is made here that could find numbers, and every training image is looked at.
+    config = resolve(reckoned(resolve(values.config)), **{"data.held_out": 0.0})
     result = run(config, given.workdir, per_class=values.per_class, count=values.select)
     sys.stdout.flush()
     print("RESULT " + json.dumps(result), flush=True)

@@ -17,7 +17,7 @@ from absl import flags
 
 from edf_jax.config import files
 from edf_jax.config.resolve import SCHEMA, unknown_key
-from edf_jax.runtime import console, storage
+from edf_jax.runtime import console, preemption, storage
 from edf_jax.runtime.errors import UserError
 
 _HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
@@ -63,18 +63,19 @@ def run_command(
         The exit status, 2 for a user's mistake, told in one line.
     """
     argv = list(sys.argv if argv is None else argv)
-    if any(flag in _HELP for flag in argv[1:]):
-        print(usage)
-        return 0
 
     def parsed() -> int:
+        if any(flag in _HELP for flag in argv[1:]):
+            print(usage)
+            return 0
         values = parse(argv, define)
         console.speak_in_lines()
         workdir = pathlib.Path(values.workdir or default_workdir(values, folder)).expanduser()
         command = f"python -m {name} {shlex.join(argv[1:])}"
         return run(Given(values, given_keys(values), workdir, command))
 
-    return console.exit_status(parsed)
+    with preemption.listening():
+        return console.exit_status(parsed)
 
 
 def parse(argv: list[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
@@ -136,6 +137,9 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
         if flag.startswith("--config="):
             flag = _found_config(flag)
+        key, _, value = flag.removeprefix("--config.").partition("=")
+        if flag.startswith("--config.") and key in SCHEMA:
+            flag = f"--config.{key}={SCHEMA[key].of_text(value)}" if "=" in flag else flag
         normal.append("--dry_run=plan" if flag == "--dry_run" else flag)
     return normal
 

@@ -9,6 +9,8 @@ from typing import Any
 
 # The value of a part that the method of the family chooses.
 AUTO = "auto"
+# What a number holds that says 'auto': it is found from the data (`edf_jax.tune`).
+AUTO_NUMBER = -1
 
 _OURS = "this project"
 
@@ -26,6 +28,7 @@ class Key:
         at_most: largest allowed number.
         below: numbers must be less than this.
         positive: numbers must be over zero.
+        auto: the number that a plan reckons with while the value is 'auto'; None where it can't be.
     """
 
     default: Any
@@ -36,6 +39,7 @@ class Key:
     at_most: float | None = None
     below: float | None = None
     positive: bool = False
+    auto: float | None = None
 
     @property
     def kind(self) -> type:
@@ -56,10 +60,20 @@ class Key:
             parts.append(f"<= {_figure(self.at_most)}")
         if self.below is not None:
             parts.append(f"< {_figure(self.below)}")
-        return " and ".join(parts)
+        return " and ".join(parts) + (", or auto" if self.auto is not None else "")
+
+    def is_auto(self, value: Any) -> bool:
+        """Whether a number is left to the data."""
+        return self.auto is not None and type(value) is not bool and value == AUTO_NUMBER
+
+    def of_text(self, value: Any) -> Any:
+        """A value in which a number's 'auto' is what stands for it."""
+        return AUTO_NUMBER if self.auto is not None and value == AUTO else value
 
     def fault(self, value: Any) -> str | None:
         """What is wrong with a value, or None."""
+        if self.is_auto(value):
+            return None
         if self.kind is bool or isinstance(value, bool):
             if type(value) is not self.kind:
                 return f"must be of type {self.kind.__name__}"

@@ -26,6 +26,7 @@ __all__ = [
     "SCHEMA",
     "Key",
     "Variant",
+    "autos",
     "baseline_names",
     "baseline_rates",
     "check_against_data",
@@ -33,10 +34,20 @@ __all__ = [
     "flatten",
     "network_list",
     "parse_variant",
+    "reckoned",
     "resolve",
     "set_keys",
     "unknown_key",
 ]
+
+
+_EPOCHS = (
+    "experts.epochs",
+    "distill.expert_epochs",
+    "distill.min_start_epoch",
+    "distill.current_max_start_epoch",
+    "distill.max_start_epoch",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +100,7 @@ def set_keys(config, values: Mapping[str, Any]) -> None:
         if name not in SCHEMA:
             raise UserError(unknown_key(name))
         group, _, leaf = name.rpartition(".")
+        value = SCHEMA[name].of_text(value)
         try:
             if value is None:
                 raise TypeError
@@ -129,7 +141,7 @@ def parse_variant(
     config_name: str,
     of_methods: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ):
-    """The config of `<variant>[,key=value...]`.
+    """The config of `<variant>[,key=value...]`; of a key the last part will do if no other has it.
 
     Args:
         text: what follows the colon in `--config=file.py:text`.
@@ -162,6 +174,7 @@ def parse_variant(
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"config variant {text!r}: write {pair!r} as key=value")
+        key = _whole_name(key)
         given[key] = _parse_value(key, value)
     set_keys(config, given)
     return config
@@ -176,11 +189,19 @@ def _leave_open(config, name: str) -> None:
     node[leaf] = config_dict.placeholder(SCHEMA[name].kind)
 
 
+def _whole_name(name: str) -> str:
+    """A key by its last part, where only one ends so: `ipc` is `distill.ipc`."""
+    whole = [key for key in SCHEMA if key.endswith(f".{name}")]
+    return whole[0] if name not in SCHEMA and len(whole) == 1 else name
+
+
 def _parse_value(name: str, text: str) -> Any:
     if name not in SCHEMA:
         raise UserError(unknown_key(name))
     kind = SCHEMA[name].kind
     try:
+        if SCHEMA[name].of_text(text) != text:
+            return SCHEMA[name].of_text(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return kind(text)
@@ -207,6 +228,7 @@ def resolve(config, **changes: Any):
     for name in flat:
         if name not in SCHEMA:
             raise UserError(unknown_key(name))
+    flat = _of_text(flat)
     for name in ("method", *changes):
         _check_value(name, flat)
     method = flat["method"]
@@ -215,11 +237,18 @@ def resolve(config, **changes: Any):
         *(variant.of_methods.get(method, {}), METHODS[method], variant.values, defaults)
     )
     flat |= {name: layers[name] for name, value in flat.items() if value in (None, AUTO)}
+    flat = _of_text(flat)
     for name in SCHEMA:
         _check_value(name, flat)
+    if flat["distill.alpha_step"] == AUTO:
+        flat["distill.alpha_step"] = "log" if "distill.lr_lr" in autos(flat) else "plain"
     _check_epochs(flat)
     _check_together(flat)
     return _nested({name: _as_kind(name, flat[name]) for name in SCHEMA})
+
+
+def _of_text(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: SCHEMA[name].of_text(value) for name, value in flat.items()}
 
 
 def _check_value(name: str, flat: Mapping[str, Any]) -> None:
@@ -230,12 +259,36 @@ def _check_value(name: str, flat: Mapping[str, Any]) -> None:
         raise UserError(f"config key {name}={flat[name]!r} {fault}")
 
 
+def autos(flat: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of a flat config whose numbers are to be found from the data."""
+    return tuple(name for name, value in flat.items() if SCHEMA[name].is_auto(value))
+
+
+def reckoned(config):
+    """A copy for plans: a number that is 'auto' is what it would be on small images."""
+    flat = flatten(config)
+    unknown = autos(flat)
+    values = {**flat, **{key: SCHEMA[key].auto for key in unknown}}
+    epochs, targets, _, first, last = _EPOCHS
+    if epochs in unknown:
+        values[epochs] = max(values[epochs], values[last] + values[targets] - 1)
+    if targets in unknown:
+        values[targets] = min(values[targets], values[epochs])
+    if last in unknown:
+        values[last] = max(1, min(values[last], values[epochs] - values[targets] + 1))
+    if first in unknown:
+        values[first] = min(values[first], values[last])
+    return resolve(config, **values)
+
+
 def _check_epochs(flat: Mapping[str, Any]) -> None:
-    """Refuses start epochs that the experts don't have.
+    """Refuses start epochs that the experts don't have; what is 'auto' will be found to fit.
 
     Raises:
         UserError: says which keys, and what would do.
     """
+    if set(_EPOCHS) & set(autos(flat)):
+        return
     last = flat["distill.max_start_epoch"] - 1 + flat["distill.expert_epochs"]
     if last > flat["experts.epochs"]:
         raise UserError(

@@ -40,7 +40,9 @@ _DATA = {
     "data.class_list": Key(
         "", "a text file with a WordNet id or ImageNet class index a line, instead of data.subset"
     ),
-    "data.resolution": Key(32, "side of the square images, pixels; 0 keeps theirs", at_least=0),
+    "data.resolution": Key(
+        32, "side of the square images, pixels; 0 keeps theirs", at_least=0, auto=32
+    ),
     "data.zca": Key(False, "ZCA whitening instead of mean and deviation"),
     "data.resize": Key("squash", "how other shapes become square", _EDF, ("squash", "crop")),
     "data.antialias": Key(True, "antialiased bilinear resizing; False is the older codes'", _EDF),
@@ -67,13 +69,18 @@ _DATA = {
 _MODEL = {
     "model.name": Key("ConvNet", "network of experts and students, from the registry", _EDF),
     "model.width": Key(
-        0, "channels of each block; 0 is the network's own (128 for ConvNet)", _EDF, at_least=0
+        0,
+        "channels of each block; 0 is the network's own (128 for ConvNet)",
+        _EDF,
+        at_least=0,
+        auto=32,
     ),
     "model.depth": Key(
         0,
         "blocks; 0 is the name's own, for ConvNet by the resolution (3 at 32, 4 at 64, 5 at 128)",
         "MTT (2203.11932)",
         at_least=0,
+        at_most=100,
     ),
     "model.norm": Key("", "normalisation; '' is the name's own (instance for ConvNet)", _EDF),
     "model.activation": Key("", "activation; '' is the name's own (relu)", _EDF),
@@ -95,10 +102,10 @@ _AUGMENT = {
 }
 
 _EXPERTS = {
-    "experts.num": Key(100, "K, how many", _EDF, at_least=1),
-    "experts.epochs": Key(100, "E, epochs of each", _EDF, at_least=1),
-    "experts.batch": Key(256, "batch size", _EDF, at_least=1),
-    "experts.lr": Key(0.01, "learning rate", _EDF, positive=True),
+    "experts.num": Key(100, "K, how many", _EDF, at_least=1, auto=4),
+    "experts.epochs": Key(100, "E, epochs of each", _EDF, at_least=1, auto=24),
+    "experts.batch": Key(256, "batch size", _EDF, at_least=1, auto=256),
+    "experts.lr": Key(0.01, "learning rate", _EDF, positive=True, auto=0.1),
     "experts.momentum": share(0.0, "SGD momentum", _EDF),
     "experts.weight_decay": Key(0.0, "SGD weight decay", _EDF, at_least=0),
     "experts.optimizer": Key(AUTO, "the step", "the method", (AUTO, "sgd", "gsam")),
@@ -140,31 +147,45 @@ _EXPERTS = {
 _DISTILL = {
     "distill.ipc": Key(10, "synthetic images per class", at_least=1),
     "distill.iterations": Key(
-        10000, "last outer iteration, where they start from 0", _EDF, at_least=0
+        10000, "last outer iteration, where they start from 0", _EDF, at_least=0, auto=300
     ),
-    "distill.syn_steps": Key(40, "N, the student's steps", _EDF, at_least=1),
+    "distill.syn_steps": Key(40, "N, the student's steps", _EDF, at_least=1, auto=20),
     "distill.batch_syn": Key(1000, "synthetic images in a student's batch", _EDF, at_least=1),
-    "distill.expert_epochs": Key(2, "M, epochs from start to target", _EDF, at_least=1),
-    "distill.min_start_epoch": Key(0, "earliest start epoch", _EDF, at_least=0),
+    "distill.expert_epochs": Key(2, "M, epochs from start to target", _EDF, at_least=1, auto=2),
+    "distill.min_start_epoch": Key(0, "earliest start epoch", _EDF, at_least=0, auto=0),
     "distill.current_max_start_epoch": Key(
-        20, "start epochs stay below it at the first iteration (sequential)", _EDF, at_least=1
+        20,
+        "start epochs stay below it at the first iteration (sequential)",
+        _EDF,
+        at_least=1,
+        auto=4,
     ),
-    "distill.max_start_epoch": Key(40, "start epochs stay below it at the end", _EDF, at_least=1),
+    "distill.max_start_epoch": Key(
+        40, "start epochs stay below it at the end", _EDF, at_least=1, auto=12
+    ),
     "distill.expansion_end": Key(
-        3000, "iteration from which the last bound holds (sequential)", _EDF, at_least=1
+        3000, "iteration from which the last bound holds (sequential)", _EDF, at_least=1, auto=200
     ),
     "distill.start_schedule": Key(
         AUTO, "whether the bound grows", "the method", (AUTO, "sequential", "fixed")
     ),
-    "distill.lr_img": Key(1000.0, "rate of the images", _EDF, at_least=0),
-    "distill.lr_y": Key(2.0, "rate of the label logits", _EDF, at_least=0),
-    "distill.lr_lr": Key(1e-5, "rate of the student's rate", _EDF, at_least=0),
-    "distill.lr_teacher": Key(0.01, "alpha, the student's rate, at the start", _EDF, positive=True),
+    "distill.lr_img": Key(1000.0, "rate of the images", _EDF, at_least=0, auto=1000.0),
+    "distill.lr_y": Key(2.0, "rate of the label logits", _EDF, at_least=0, auto=2.0),
+    "distill.lr_lr": Key(1e-5, "rate of the student's rate", _EDF, at_least=0, auto=0.02),
+    "distill.lr_teacher": Key(
+        0.01, "alpha, the student's rate, at the start", _EDF, positive=True, auto=0.04
+    ),
+    "distill.alpha_step": Key(
+        AUTO,
+        "what of alpha is learned: 'plain' itself, as published; 'log' its logarithm, which keeps "
+        "it positive; auto is log where distill.lr_lr is auto",
+        choices=(AUTO, "plain", "log"),
+    ),
     "distill.momentum_img": share(0.5, "momentum of the images", _EDF),
     "distill.momentum_y": share(0.9, "momentum of the labels", _EDF),
     "distill.momentum_lr": share(0.5, "momentum of alpha", _EDF),
     "distill.threshold": Key(
-        1.5, "matching losses over it change nothing; 0 is no gate", _EDF, at_least=0
+        1.5, "matching losses over it change nothing; 0 is no gate", _EDF, at_least=0, auto=1.5
     ),
     "distill.loss_mask": Key(
         AUTO, "which parameters count", "the method", (AUTO, "none", "cpd", "deep_layers")
@@ -314,6 +335,12 @@ _TEACHER = {
 }
 
 _REST = {
+    "budget.minutes": Key(
+        0.0,
+        "what the whole run may take, about; what is auto of resolution, width, experts, epochs "
+        "and iterations goes by it",
+        at_least=0,
+    ),
     "log.tensorboard": Key(True, "write TensorBoard events"),
     "log.wandb_project": Key("", "Weights & Biases project; '' is none"),
     "parallel.trajectory": Key(1, "devices over which trajectories are spread", at_least=1),

@@ -122,6 +122,8 @@ def import_set(
         )
     if rate.size != 1:
         raise UserError(f"{paths[2]} has shape {rate.shape}, not one number")
+    if not 0 <= rate.item() < np.inf:
+        raise UserError(f"{paths[2]} has the rate {rate.item()}: no learning rate")
     return DistilledSet(
         np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float32),
         _logits(paths[1], labels, len(images), len(description.class_names)),

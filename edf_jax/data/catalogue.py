@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
-from edf_jax.data.normalisation import CIFAR, FASHION_MNIST, IMAGENET, MNIST, SVHN, Normalisation
-from edf_jax.data.subsets import find_subset
-
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-_CIFAR100 = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
-dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
-leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange
-orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit
-raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip
-turtle wardrobe whale willow_tree wolf woman worm
-"""
-_FASHION = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+from edf_jax.data import normalisation
+from edf_jax.data.normalisation import Normalisation
+from edf_jax.data.subsets import find_subset, package_text
 
 # Images of a class in ILSVRC-2012: 732 to 1,300 for training, exactly 50 for validation.
 IMAGENET_TRAIN_PER_CLASS = 1300
 IMAGENET_TEST_PER_CLASS = 50
+# fast.ai's sets: their images of ImageNet are split their own way.
+FASTAI_COUNTS = {"imagenette": (9_469, 3_925), "imagewoof": (9_025, 3_929)}
+_FASTAI = "_fastai"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +24,7 @@ class Benchmark:
     Attributes:
         name: as tables show it.
         class_names: by label.
-        image_shape: `(H, W, C)` as published; zeros where images differ.
+        image_shape: `(H, W, C)` as published.
         train, test: how many images.
         normalisation: the published constants.
         tfds: its name in TensorFlow Datasets, or ''.
@@ -56,34 +36,20 @@ class Benchmark:
     train: int
     test: int
     normalisation: Normalisation
-    tfds: str = ""
+    tfds: str
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.replace("_", " ") for word in text.split())
+def _read(name: str, fields: dict) -> Benchmark:
+    names = fields["class_names"]
+    if isinstance(names, int):  # they come with the data
+        names = [f"class {label}" for label in range(names)]
+    lists = {"class_names": tuple(names), "image_shape": tuple(fields["image_shape"])}
+    constants = getattr(normalisation, fields["normalisation"])
+    return Benchmark(**{**fields, **lists, "name": name, "normalisation": constants})
 
 
-BENCHMARKS = {
-    b.name: b
-    for b in (
-        Benchmark("cifar10", _words(_CIFAR10), (32, 32, 3), 50_000, 10_000, CIFAR, "cifar10"),
-        Benchmark("cifar100", _words(_CIFAR100), (32, 32, 3), 50_000, 10_000, CIFAR, "cifar100"),
-        Benchmark("mnist", _DIGITS, (28, 28, 1), 60_000, 10_000, MNIST, "mnist"),
-        Benchmark(
-            "fashion_mnist", _FASHION, (28, 28, 1), 60_000, 10_000, FASHION_MNIST, "fashion_mnist"
-        ),
-        Benchmark("svhn_cropped", _DIGITS, (32, 32, 3), 73_257, 26_032, SVHN, "svhn_cropped"),
-        # The class names come with the data (words.txt).
-        Benchmark(
-            "tiny_imagenet",
-            tuple(f"class {i}" for i in range(200)),
-            (64, 64, 3),
-            100_000,
-            10_000,
-            IMAGENET,
-        ),
-    )
-}
+_LISTED = json.loads(package_text("benchmarks.json"))
+_BENCHMARKS = {name: _read(name, fields) for name, fields in _LISTED.items()}
 _ALIASES = {
     "cifar_10": "cifar10",
     "cifar_100": "cifar100",
@@ -93,9 +59,11 @@ _ALIASES = {
     "tiny": "tiny_imagenet",
 }
 
-# fast.ai's sets: their images of ImageNet are split their own way.
-FASTAI_COUNTS = {"imagenette": (9_469, 3_925), "imagewoof": (9_025, 3_929)}
-_FASTAI = "_fastai"
+
+def find_benchmark(name: str) -> Benchmark | None:
+    """A benchmark by its name ('cifar10', 'CIFAR-10', 'svhn' ...), or None."""
+    key = name.lower().replace("-", "_")
+    return _BENCHMARKS.get(_ALIASES.get(key, key))
 
 
 def fastai_name(name: str, imagenet_indices=None) -> str:
@@ -115,9 +83,3 @@ def fastai_name(name: str, imagenet_indices=None) -> str:
 def is_fastai(name: str) -> bool:
     """Whether a set of this name has fast.ai's split, not the published one."""
     return name.endswith(_FASTAI)
-
-
-def find_benchmark(name: str) -> Benchmark | None:
-    """A benchmark by its name ('cifar10', 'CIFAR-10', 'svhn' ...), or None."""
-    key = name.lower().replace("-", "_")
-    return BENCHMARKS.get(_ALIASES.get(key, key))

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from edf_jax.data import arrays, cluttered_digits, folder, tfds
 from edf_jax.data.cache import default_cache_dir, write_atomically
 from edf_jax.data.catalogue import find_benchmark
@@ -48,15 +46,29 @@ def load_dataset(data_config, *, progress: Callable[[int, int], None] | None = N
         UserError: the data is not there or not usable; the message says what to do.
     """
     check_settings(data_config)
-    share = data_config.held_out
-    if data_config.source == "cluttered_digits":
-        digits = _load_cluttered_digits(data_config, progress)
-        return hold_out(digits, share, copies=data_config.composites) if share else digits
-    dataset = _load_source(data_config, progress)
-    return hold_out(dataset, share) if share else dataset
+    of_digits = data_config.source == "cluttered_digits"
+    read = _make_digits if of_digits else _read_source
+    train, test, content, about = read(data_config, progress)
+    if data_config.zca:
+        about["normalisation"] = _whitening(train, content, find_cache_dir(data_config))
+    elif about["normalisation"] is None:
+        about["normalisation"] = Normalisation.measured(train.images)
+    info = DatasetInfo(
+        image_shape=tuple(train.images.shape[1:]),
+        fingerprint=digest_of([*content, bool(data_config.zca)]),
+        **about,
+    )
+    dataset, share = Dataset(train, test, info), data_config.held_out
+    if not share:
+        return dataset
+    return hold_out(dataset, share, copies=data_config.composites if of_digits else 1)
 
 
-def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Dataset:
+# Training and test images, all that decides them, and what else `DatasetInfo` says.
+_Read = tuple[Split, Split, list, dict[str, Any]]
+
+
+def _read_source(data_config, progress) -> _Read:
     cache_dir = find_cache_dir(data_config)
     source = open_source(data_config, cache_dir)
     settings = ImageSettings(
@@ -66,32 +78,55 @@ def _load_source(data_config, progress: Callable[[int, int], None] | None) -> Da
         channels=source.channels,
         upright=source.upright,
     )
-    report = _progress_over_splits(progress, len(source.train) + len(source.test))
-    (train, train_digest), (test, test_digest) = (
-        _prepare_split(source, listing, split, settings, cache_dir, data_config.workers, report)
-        for split, listing in (("train", source.train), ("test", source.test))
-    )
+    done, total = 0, len(source.train) + len(source.test)
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    def prepared(listing: Listing, split: str) -> tuple[Split, str]:
+        side = settings.resolution
+        if listing.images is not None and (not side or listing.images.shape[1:3] == (side, side)):
+            report(len(listing))
+            return Split(listing.images, listing.labels), listing.identity
+        return prepare(
+            listing,
+            settings,
+            name=f"{source.name}-{split}",
+            class_names=source.class_names,
+            cache_dir=cache_dir,
+            workers=data_config.workers,
+            progress=report,
+        )
+
+    train, train_digest = prepared(source.train, "train")
+    test, test_digest = prepared(source.test, "test")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"{source.name}: images are {list(train.images.shape[1:])} in train but "
             f"{list(test.images.shape[1:])} in test; set data.resolution."
         )
-    normalisation = source.normalisation
-    if data_config.zca:
-        normalisation = _whitening(train.images, train_digest, cache_dir)
-    elif normalisation is None:
-        normalisation = Normalisation.measured(train.images)
-    info = DatasetInfo(
-        name=source.name,
-        class_names=source.class_names,
-        image_shape=tuple(train.images.shape[1:]),
-        normalisation=normalisation,
-        imagenet_indices=source.imagenet_indices,
-        fingerprint=digest_of(
-            [train_digest, test_digest, source.class_names, bool(data_config.zca)]
-        ),
-    )
-    return Dataset(train, test, info)
+    about = {
+        name: getattr(source, name)
+        for name in ("name", "class_names", "imagenet_indices", "normalisation")
+    }
+    return train, test, [train_digest, test_digest, source.class_names], about
+
+
+def _make_digits(data_config, progress) -> _Read:
+    keys = ("resolution", "difficulty", "composites", "test_composites", "seed")
+    settings = {key: getattr(data_config, key) for key in keys}
+    train, test = cluttered_digits.make_splits(**settings, progress=progress)
+    content = [settings, cluttered_digits.VERSION, cluttered_digits.sources_digest()]
+    about = {
+        "name": "cluttered_digits",
+        "class_names": cluttered_digits.CLASS_NAMES,
+        "imagenet_indices": None,
+        "normalisation": IMAGENET,
+    }
+    return Split(*train), Split(*test), content, about
 
 
 def check_settings(data_config) -> None:
@@ -118,7 +153,8 @@ def check_settings(data_config) -> None:
             f"data.resolution={data_config.resolution} is no size; 0 keeps the images' own."
         )
     of_imagenet = chosen_subset(data_config) is not None or (
-        data_config.source == "tfds" and tfds.tfds_name(data_config).startswith("imagenet")
+        data_config.source == "tfds"
+        and tfds.tfds_name(data_config).startswith(("imagenet", "imagewoof"))
     )
     if of_imagenet and not data_config.resolution:
         raise UserError("data.resolution=0: ImageNet's images differ in size; 128 is usual.")
@@ -186,71 +222,9 @@ def how_to_get(data_config) -> str:
     return "Set --config.data.path to it."
 
 
-def _load_cluttered_digits(data_config, progress) -> Dataset:
-    settings = {
-        "resolution": data_config.resolution,
-        "difficulty": data_config.difficulty,
-        "composites": data_config.composites,
-        "test_composites": data_config.test_composites,
-        "seed": data_config.seed,
-    }
-    train, test = cluttered_digits.make_splits(**settings, progress=progress)
-    content = [settings, cluttered_digits.VERSION, cluttered_digits.sources_digest()]
-    normalisation = IMAGENET
-    if data_config.zca:
-        normalisation = _whitening(train[0], digest_of(content), find_cache_dir(data_config))
-    info = DatasetInfo(
-        name="cluttered_digits",
-        class_names=cluttered_digits.CLASS_NAMES,
-        image_shape=train[0].shape[1:],
-        normalisation=normalisation,
-        imagenet_indices=None,
-        fingerprint=digest_of([*content, bool(data_config.zca)]),
-    )
-    return Dataset(Split(*train), Split(*test), info)
-
-
-def _progress_over_splits(progress, total: int) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return report
-
-
-def _prepare_split(
-    source: Source,
-    listing: Listing,
-    split: str,
-    settings: ImageSettings,
-    cache_dir: pathlib.Path,
-    workers: int,
-    report: Callable[[int], None] | None,
-) -> tuple[Split, str]:
-    side = settings.resolution
-    if listing.images is not None and (not side or listing.images.shape[1:3] == (side, side)):
-        if report is not None:
-            report(len(listing))
-        return Split(listing.images, listing.labels), listing.identity
-    return prepare(
-        listing,
-        settings,
-        name=f"{source.name}-{split}",
-        class_names=source.class_names,
-        cache_dir=cache_dir,
-        workers=workers,
-        progress=report,
-    )
-
-
-def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normalisation:
+def _whitening(train: Split, content: list, cache_dir: pathlib.Path) -> Normalisation:
     """ZCA of the training images; what it is is kept beside them, so that it is fitted once."""
-    record = cache_dir / f"zca_of_{key[:32]}.json"
+    record = cache_dir / f"zca_of_{digest_of(content)[:32]}.json"
     if record.exists():
         try:
             known = Normalisation.from_json(record.read_text(), str(cache_dir))
@@ -260,6 +234,6 @@ def _whitening(images: np.ndarray, key: str, cache_dir: pathlib.Path) -> Normali
         except (UserError, ValueError, KeyError, TypeError):
             warnings.warn(f"{record} or its matrix is damaged; it is made again.", stacklevel=2)
             record.unlink()
-    fitted = Normalisation.fit_zca(images, str(cache_dir))
+    fitted = Normalisation.fit_zca(train.images, str(cache_dir))
     write_atomically(record, lambda file: file.write(fitted.to_json().encode()))
     return fitted

@@ -17,8 +17,10 @@ import math
 import os
 import pathlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from edf_jax.data.dataset import Split
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.pipeline import in_workers
 from edf_jax.data.sources import Listing, digest_of
-from edf_jax.runtime import storage
+from edf_jax.runtime import preemption, storage
 from edf_jax.runtime.errors import UserError
 
 VERSION = 2  # part of the key: raise it when the same settings give other pixels
@@ -34,6 +36,7 @@ _CHUNK_BYTES = 1 << 25
 _CHUNK_IMAGES = 512
 _GROUP = 8  # images that a worker decodes before it hands them over
 _SHOWN = 3
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def prepare(
@@ -74,7 +77,7 @@ def prepare(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with open(cache.beside(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, then finds the files
+            _wait_for(lock)  # a second process finds the files
             chunks = cache.finished()
             if chunks:
                 progress(chunks[-1].stop)
@@ -98,6 +101,16 @@ def prepare(
     _tell(cache.base.name, listing, remarks, "are used in part")
     digest = digest_of([[chunk.pixels for chunk in chunks], labels.tolist()])
     return Split(np.load(cache.path, mmap_mode="r", allow_pickle=False), labels), digest
+
+
+def _wait_for(lock: IO[str]) -> None:
+    """Takes a lock once it is free, and meanwhile hears signals."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            preemption.stop_if_asked()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 @dataclasses.dataclass(frozen=True)

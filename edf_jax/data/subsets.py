@@ -64,7 +64,7 @@ class Subset:
 @functools.cache
 def imagenet_classes() -> tuple[ImagenetClass, ...]:
     """All 1,000 classes in the order of their indices (that of sorted WordNet ids)."""
-    rows = json.loads(_package_text("imagenet_classes.json"))
+    rows = json.loads(package_text("imagenet_classes.json"))
     return tuple(ImagenetClass(index, wnid, name) for index, (wnid, name) in enumerate(rows))
 
 
@@ -101,6 +101,8 @@ def read_class_list(name: str) -> Subset:
         UserError: it cannot be read, or a line names no class.
     """
     path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.class_list={name} is not a file.")
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -116,7 +118,7 @@ def find_subset(name: str) -> Subset:
     """
     key = name.lower().replace("-", "_")
     if key == "imagenet100":
-        return Subset(key, _parse_list(_package_text("imagenet100.txt"), "imagenet100.txt"))
+        return Subset(key, _parse_list(package_text("imagenet100.txt"), "imagenet100.txt"))
     if key not in _published():
         raise UserError(
             f"data.subset={name!r} is unknown; one of {', '.join(subset_names())} (or name a file "
@@ -127,7 +129,7 @@ def find_subset(name: str) -> Subset:
 
 def comp_dd_categories() -> tuple[str, ...]:
     """The categories of Comp-DD."""
-    return tuple(json.loads(_package_text("subsets.json"))["comp_dd"])
+    return tuple(json.loads(package_text("subsets.json"))["comp_dd"])
 
 
 def find_comp_dd(category: str, subset: str) -> Subset:
@@ -148,7 +150,7 @@ def find_comp_dd(category: str, subset: str) -> Subset:
 
 @functools.cache
 def _published() -> dict[str, tuple[int, ...]]:
-    lists = json.loads(_package_text("subsets.json"))
+    lists = json.loads(package_text("subsets.json"))
     named = {name: tuple(indices) for name, indices in lists["imagenet_subsets"].items()}
     for category, halves in lists["comp_dd"].items():
         named |= {f"{category}_{half}": tuple(indices) for half, indices in halves.items()}
@@ -175,5 +177,6 @@ def _parse_list(text: str, source: str) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def _package_text(name: str) -> str:
+def package_text(name: str) -> str:
+    """A file of the package's own lists."""
     return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")

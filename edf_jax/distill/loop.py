@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -24,6 +25,7 @@ from edf_jax.distill import tensorboard
 from edf_jax.distill.checkpoints import Checkpoints, Position, make_consistent
 from edf_jax.distill.journal import Journal
 from edf_jax.distill.pairs import Pairs
+from edf_jax.distill.watch import Watch
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.matching.iteration import (
@@ -57,6 +59,7 @@ def distill(
     evaluate: Evaluate,
     metrics: MetricsWriter,
     workdir: pathlib.Path,
+    watch: Watch | None = None,
 ) -> DistilledSet:
     """Runs or continues a distillation.
 
@@ -70,6 +73,7 @@ def distill(
             at the last.
         metrics: gets a row per iteration and per evaluation.
         workdir: `checkpoints/` and `distilled/` are written here.
+        watch: called after every iteration.
 
     Returns:
         The set after the last update.
@@ -77,6 +81,7 @@ def distill(
     Raises:
         UserError: `distill.on_nan=stop`, and an iteration had no usable loss or gradient.
         Preempted: asked to stop; a checkpoint holds all until then.
+        NotLearning: `watch` says so.
     """
     options = config.distill
     placement = place_iteration(config, network, len(initial.images))
@@ -101,6 +106,8 @@ def distill(
                 _log.info("first iteration after %.1f s", time.monotonic() - began)
             work.end_iteration(it)
             bar.update(loss=work.journal.loss, skipped=work.position.skipped)
+            if watch is not None:
+                watch(it + 1, functools.partial(work.current, it + 1))
         took = max(time.monotonic() - began, 1e-9)
         _log.info(
             "%d iterations in %.1f s, evaluations included; %.1f%% of it waiting for snapshots",
@@ -207,7 +214,7 @@ class _Distillation:
         if stops:
             self._refuse_fault(it + 1)
         if asked:
-            raise Preempted(preemption.WHY)
+            preemption.stop()
 
     def _stopping(self) -> tuple[bool, bool]:
         return self._stops_for_fault(), preemption.asked()

@@ -16,9 +16,11 @@ from edf_jax.data import Dataset, DatasetInfo
 from edf_jax.distill.cam_network import choose_cam_network
 from edf_jax.distill.initial_set import initialise
 from edf_jax.distill.loop import Learnable, distill, make_weight
+from edf_jax.distill.watch import Watch
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import network_for
+from edf_jax.runs.diagnosis import Finding
 from edf_jax.runs.files import activation_maps_are_there, save_activation_maps
 from edf_jax.runs.folder import check_same
 from edf_jax.runs.metrics import MetricsWriter
@@ -37,10 +39,15 @@ def distill_run(
     workdir: pathlib.Path,
     teacher: Callable[[], TrainedNetwork],
     evaluate: Callable[[DistilledSet, int], Accuracies],
+    mendable: Callable[[Finding], bool] = lambda finding: False,
 ) -> DistilledSet:
     """Initialises and distils, or continues; returns the last set.
 
     `teacher` is called where `cam.network` is `trained`, `evaluate` during the distillation.
+    `mendable` says whether the run may start again with another number.
+
+    Raises:
+        NotLearning: it is to start again (`forget`).
     """
     info = dataset.info
     finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir, info))
@@ -68,9 +75,17 @@ def distill_run(
         evaluate,
         metrics,
         workdir,
+        Watch(config, metrics, evaluate, mendable),
     )
     _save_maps(config, cam, last, workdir)
     return last
+
+
+def forget(workdir: pathlib.Path, metrics: MetricsWriter) -> None:
+    """Takes back a distillation that is to start again."""
+    storage.remove(workdir / "checkpoints")
+    for stage in ("distill", "evaluate"):
+        metrics.truncate_after(stage, -1)
 
 
 def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:

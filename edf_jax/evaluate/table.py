@@ -38,7 +38,7 @@ from edf_jax.runs.grid import GridRun, make_grid
 from edf_jax.runs.metrics import open_metrics
 from edf_jax.runs.prepare import prepare
 from edf_jax.runs.statistics import Accuracies, interval_text, mean_text
-from edf_jax.runtime import devices, preemption, storage, tables
+from edf_jax.runtime import devices, storage, tables
 from edf_jax.runtime.errors import UserError
 
 PROTOCOLS = ("plain", "rded", "sre2l")
@@ -87,10 +87,7 @@ def _run(given: Given) -> int:
         if name not in PROTOCOLS:
             known = ", ".join(PROTOCOLS)
             raise UserError(f"--protocols={values.protocols}: {name!r} is none of {known}")
-    with preemption.listening():
-        table = make_table(
-            values.config, sets, protocols, networks, given.workdir, given.command
-        )
+    table = make_table(values.config, sets, protocols, networks, given.workdir, given.command)
     print(to_markdown(table))
     sys.stdout.flush()
     shown = ("set", "protocol", "network", "mean", "std", "interval", "num_eval")

@@ -27,7 +27,7 @@ from edf_jax.models import Network, pretrained, torch_layout
 from edf_jax.models.choose import network_for
 from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runtime import preemption, processes, randomness, storage
-from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training import loop as training
 from edf_jax.training import losses, streaming
@@ -254,7 +254,7 @@ def _train(
                 storage.save_arrays(saved, _leaves(state), details)
                 last_save = time.monotonic()
             if asked:
-                raise Preempted(preemption.WHY)
+                preemption.stop()
     return state.theta, state.batch_stats
 
 

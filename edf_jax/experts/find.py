@@ -165,7 +165,7 @@ def lock_when_free(
                 if not waiting:
                     _log.info("experts: another process trains them in %s; waiting", store.folder)
                 waiting = True
-                preemption.stop_if_asked_here()
+                preemption.stop_if_asked()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from edf_jax.config.resolve import flatten
+from edf_jax.config.resolve import autos, flatten
 from edf_jax.data import Dataset
 from edf_jax.models import Network
 from edf_jax.runtime.errors import UserError
@@ -29,6 +29,8 @@ _FREE = (
     "experts.group",
     "experts.seed",
 )
+# What decides which epochs are needed; while it is open, all are kept.
+_NEED = ("distill.min_start_epoch", "distill.max_start_epoch", "distill.expert_epochs")
 # What only some choices of a part look at.
 _ONLY_WITH = {
     "experts.optimizer": {"gsam": ("experts.rho", "experts.gsam_alpha", "experts.adaptive")},
@@ -43,8 +45,15 @@ _ONLY_WITH = {
 
 
 def settings(config, dataset: Dataset, network: Network) -> dict[str, Any]:
-    """All that decides the experts' numbers."""
+    """All that decides the experts' numbers.
+
+    Raises:
+        UserError: one of them is still to be found from the data.
+    """
     flat = flatten(config)
+    for name in autos(flat):
+        if name.startswith(_GROUPS) and name not in _FREE:
+            raise UserError(f"{name}=auto is chosen by a run of edf_jax.main: give a number here")
     unread = {
         name
         for part, readers in _ONLY_WITH.items()
@@ -105,6 +114,12 @@ def check_part(config, stage: str) -> None:
     """
     if config.experts.part:
         part_of(config, -(-config.experts.num // group_size(config)))
+        for name in autos(flatten(config)):
+            if name.startswith("experts."):
+                raise UserError(
+                    f"{name}=auto is found by looking at the experts, of which "
+                    f"experts.part={config.experts.part!r} trains some: give a number"
+                )
         if stage != "experts":
             raise UserError(
                 f"experts.part={config.experts.part!r} trains some of the experts, which is not "
@@ -119,7 +134,7 @@ def expert_seed(config) -> int:
 
 def wanted_epochs(config) -> set[int]:
     """The epochs that a store is to hold."""
-    if config.experts.keep == "needed":
+    if config.experts.keep == "needed" and not set(_NEED) & set(autos(flatten(config))):
         return needed_epochs(config)
     return set(range(config.experts.epochs + 1))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from edf_jax.training import losses, microbatch, parallel
 
 # The student ends over thirty times as far from the target as it started.
 DIVERGED_LOSS = 1000.0
+# What an iteration multiplies alpha by at most, where its logarithm is learned.
+_LARGEST_FACTOR = 1.1
 
 
 class Learnable(NamedTuple):
@@ -76,10 +79,38 @@ def outer_optimiser(options) -> optax.GradientTransformation:
             "labels": optax.sgd(options.lr_y, options.momentum_y or None)
             if family.LABELS[options.labels].learned
             else optax.set_to_zero(),
-            "alpha": optax.sgd(options.lr_lr, options.momentum_lr or None),
+            "alpha": ALPHA_STEPS[options.alpha_step](options.lr_lr, options.momentum_lr or None),
         },
         Learnable(*names),
     )
+
+
+def log_sgd(rate: float, momentum: float | None = None) -> optax.GradientTransformation:
+    """SGD on the logarithm of positive parameters: they stay positive, the rate has no unit.
+
+    A step multiplies or divides by at most `_LARGEST_FACTOR`.
+
+    Args:
+        rate: of the logarithm.
+        momentum: as in `optax.sgd`.
+    """
+    plain = optax.sgd(rate, momentum)
+    most = math.log(_LARGEST_FACTOR)
+
+    def update(gradients, state, params):
+        to_logs = jax.tree.map(jnp.multiply, gradients, params)
+        steps, state = plain.update(to_logs, state)
+        factors = jax.tree.map(lambda step: jnp.expm1(jnp.clip(step, -most, most)), steps)
+        return jax.tree.map(jnp.multiply, params, factors), state
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+# `distill.alpha_step`.
+ALPHA_STEPS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "plain": optax.sgd,
+    "log": log_sgd,
+}
 
 
 def outer_step(
@@ -144,7 +175,7 @@ def make_iteration(
     placement = placement or place(config, network, num_images)
     check_batches(placement, network, num_images)
     optimiser = outer_optimiser(options)
-    match = _over_trajectories(_Student(config, network, num_images, placement).match, placement)
+    match = _over_trajectories(Student(config, network, num_images, placement).match, placement)
 
     @jax.jit
     def iteration(state, starts, targets, weight, key):
@@ -170,8 +201,15 @@ def make_iteration(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Student:
-    """How a config's student learns from the synthetic images, and is matched."""
+class Student:
+    """How a config's student learns from the synthetic images, and is matched.
+
+    Attributes:
+        config: resolved.
+        network: its architecture.
+        num_images: n, synthetic.
+        placement: where its work is placed.
+    """
 
     config: Any
     network: Network

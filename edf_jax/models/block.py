@@ -62,7 +62,8 @@ def widened(x: jax.Array) -> jax.Array:
 
 def mean_pixel(x: jax.Array) -> jax.Array:
     """The mean over pixels, `[n, H, W, C]` to `[n, 1, 1, C]`."""
-    return _sum_p.bind(x) * (1 / (x.shape[1] * x.shape[2]))
+    # An image that earlier layers left without pixels is refused after the network is traced.
+    return _sum_p.bind(x) * (1 / max(1, x.shape[1] * x.shape[2]))
 
 
 def affine(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
@@ -77,7 +78,8 @@ def affine_relu_pool(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.
     Args and result as in `affine`, the result `[n, H // 2, W // 2, C]`.
     """
     ones = jnp.ones((), jnp.uint8)
-    count = _pooled(_gate(*map(lax.stop_gradient, (x, factor, offset)), ones, _COUNT))
+    held = [lax.stop_gradient(value) for value in (x, factor, offset)]
+    count = _pooled(_gate(held[0], held[1], held[2], ones, _COUNT))
     share = count.astype(x.dtype) / 4
     gated = _gated_pool_p.bind(x, factor, offset, factor, x, order=0)
     return gated + _spread_p.bind(offset, pixels=share.shape[1:3]) * share
@@ -114,6 +116,10 @@ def _gated_pool_impl(x, factor, offset, coefficient, through, *, order):
     return coefficient * _gated_pool(x, factor, offset, through, order)
 
 
+def _tangent_type(x):
+    return jax.typeof(x).to_tangent_aval()
+
+
 def _gated_pool_jvp(primals, tangents, *, order):
     *gate, coefficient, through = primals
     *_, to_coefficient, to_through = tangents
@@ -123,7 +129,7 @@ def _gated_pool_jvp(primals, tangents, *, order):
     if not isinstance(to_through, ad.Zero):
         terms.append(_gated_pool_p.bind(*gate, coefficient, to_through, order=order + 1))
     result = _gated_pool_p.bind(*primals, order=order)
-    return result, sum(terms[1:], terms[0]) if terms else ad.Zero.from_primal_value(result)
+    return result, sum(terms[1:], terms[0]) if terms else ad.Zero(_tangent_type(result))
 
 
 def _gated_pool_transpose(cotangent, x, factor, offset, coefficient, through, *, order):

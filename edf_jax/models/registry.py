@@ -343,7 +343,11 @@ def build_network(
     _check_groups(name, body)
     module = Classifier(body, head)
     network = Network(_canonical(name), module, num_classes, image_shape, family.draw)
-    if min(network.feature_shape) < 1:
+    try:
+        fits = min(network.feature_shape) > 0
+    except (TypeError, ValueError):  # Of layers that are given nothing.
+        fits = False
+    if not fits:
         raise UserError(
             f"images of {image_shape[0]}x{image_shape[1]} are too small for network {name!r}: "
             "its poolings leave nothing of them; take a smaller depth or larger images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def compile_one(program: Program, precision: str, target: Target) -> Compiled:
         precision: `config.precision`, of which the rate is taken.
         target: what for.
     """
-    executable = program.function.lower(*_placed(program.arguments)).compile()
+    executable, _ = compile_program(program)
     account = executable.memory_analysis()
     operations = compiled.movers(executable.as_text())
     sums = compiled.by_kind(operations)
@@ -70,6 +71,13 @@ def compile_one(program: Program, precision: str, target: Target) -> Compiled:
         best.seconds,
         best.waiting,
     )
+
+
+def compile_program(program: Program) -> tuple[Any, float]:
+    """The compiled program, and the seconds that compiling took."""
+    began = time.monotonic()
+    executable = program.function.lower(*_placed(program.arguments)).compile()
+    return executable, time.monotonic() - began
 
 
 def _placed(arguments: Any) -> Any:

@@ -105,12 +105,12 @@ def estimate(work: Work, forward: int, device_kind: str, precision: str) -> dict
     """
     found: dict[str, float | None] = {}
     for stage, amount in work._asdict().items():
-        rate = _rate(stage, forward, device_kind, precision)
-        found[stage] = amount / rate / 3600 if rate else None
+        speed = rate(stage, forward, device_kind, precision)
+        found[stage] = amount / speed / 3600 if speed else None
     return found
 
 
-def _rate(stage: str, forward: int, device_kind: str, precision: str) -> float | None:
+def rate(stage: str, forward: float, device_kind: str, precision: str) -> float | None:
     """Operations a second; of a CPU, by its number of cores."""
     fitting = [
         record
@@ -121,10 +121,10 @@ def _rate(stage: str, forward: int, device_kind: str, precision: str) -> float |
     if not fitting:
         return None
     nearest = min(fitting, key=lambda r: abs(math.log(r["forward_mflop"] * 1e6 / forward)))
-    rate = nearest["gflops"] * 1e9
+    speed = nearest["gflops"] * 1e9
     if nearest.get("cores"):
-        rate *= devices.available_cores() / nearest["cores"]
-    return rate
+        speed *= devices.available_cores() / nearest["cores"]
+    return speed
 
 
 @functools.cache

@@ -34,6 +34,8 @@ from edf_jax.training.trained import TrainedNetwork
 
 # XLA's temporaries over the trace's peak.
 _MATCHING, _TRAINING, _FORWARD = 1.7, 2.4, 1.4
+# The first of these of programs compiled for an H100.
+_MATCHING_ON_ACCELERATOR = 1.0
 # Vectors of parameters that XLA holds beside the steps' and the trace's peak.
 _VECTORS = 3
 # Batches of images that augmentation holds beside a student's step.
@@ -100,9 +102,10 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
     at_once = math.ceil(placement.share / placement.microbatches)
     trajectories = options.trajectories // placement.trajectory
     arguments = iteration_arguments(config, network, num_images)
+    factor = _MATCHING if devices.platform() == "cpu" else _MATCHING_ON_ACCELERATOR
     on_each = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
-        + int(_MATCHING * _matching_step(network, at_once))
+        + int(factor * _matching_step(network, at_once))
         + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)
         + stored_bytes(config, network, placement.batch, placement.store)

@@ -13,7 +13,14 @@ import shutil
 from typing import Any
 
 from edf_jax.config import files
-from edf_jax.config.resolve import METHODS, SCHEMA, flatten, network_list
+from edf_jax.config.resolve import (
+    METHODS,
+    SCHEMA,
+    autos,
+    flatten,
+    network_list,
+    reckoned,
+)
 from edf_jax.data import whitening
 from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.describe import describe_dataset
@@ -50,6 +57,7 @@ class Plan:
         device: where it would compute.
         hours: of each stage; None where no rate is known.
         warnings: what would go wrong, each with what would do.
+        autos: keys whose numbers are found from the data; `config` has usual ones for them.
     """
 
     config: Any
@@ -65,6 +73,7 @@ class Plan:
     device: Any
     hours: dict[str, float | None]
     warnings: tuple[str, ...]
+    autos: tuple[str, ...] = ()
 
 
 def describe(config, workdir: pathlib.Path | str, *, compile: bool = False) -> str:
@@ -98,6 +107,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     Raises:
         UserError: names a setting that the sizes make impossible.
     """
+    asked, config = config, reckoned(config)
     network = network_for(config, data)
     options = config.evaluate
     evaluated = [
@@ -147,6 +157,7 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         device=device,
         hours=hours.estimate(work, hours.forward_flops(network), device.kind, config.precision),
         warnings=(),
+        autos=autos(flatten(asked)),
     )
     return dataclasses.replace(plan, warnings=tuple(_warnings(plan)))
 
@@ -182,7 +193,8 @@ def _warnings(plan: Plan) -> list[str]:
     warnings = []
     options, experts = config.distill, config.experts
     steps = options.expert_epochs * -(-plan.data.num_train // experts.batch)
-    if options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
+    found = "distill.lr_teacher" in plan.autos
+    if not found and options.syn_steps * options.lr_teacher > 2 * steps * experts.lr:
         warnings.append(
             f"a student takes {options.syn_steps} steps where an expert takes {steps}, so most "
             "matching losses will be over distill.threshold and teach nothing: lower experts.batch "
@@ -293,10 +305,15 @@ def _run_lines(plan: Plan) -> list[str]:
     if is_fastai(plan.data.name):
         settings += ", here with another split of the images"
     changed = ", ".join(_changed(config))
-    return [
+    lines = [
         f"{config.method}, IPC {config.distill.ipc}; {settings}"
         + (f", changed in {changed}" if changed else "")
     ]
+    if plan.autos:
+        lines.append(
+            f"found from the data: {', '.join(plan.autos)}; what follows reckons with usual numbers"
+        )
+    return lines
 
 
 def _changed(config) -> list[str]:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(write_report(options.runs[0]))
             else:
                 print(_tables(options.runs, options.csv), end="")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # Files of strangers hold whatever they like.
             told = f"{type(error).__name__}: {error}"
             raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 
 from edf_jax.report import charts, figures, sections
 from edf_jax.runs import pictures
+from edf_jax.runs.diagnosis import diagnose
 from edf_jax.runs.files import RunFiles, open_run
 from edf_jax.runtime import storage
 
@@ -40,6 +41,8 @@ def write_report(workdir: str | Path) -> Path:
         maps=sections.activation_maps(run),
         history=sections.history(run),
         charts=[(name.replace("_", " "), uri(light[name]), uri(dark[name])) for name in light],
+        findings=diagnose(run),
+        found=sections.found_numbers(run),
         **sections.provenance(run),
         # The themes' colours as CSS variables, so that page and figures agree.
         light={"page": "#f4f6f9", **dataclasses.asdict(charts.LIGHT)},

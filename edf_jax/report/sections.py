@@ -9,7 +9,7 @@ import numpy as np
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
 from edf_jax.report import tables
-from edf_jax.runs import pictures
+from edf_jax.runs import pictures, tuned
 from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runtime.progress import duration
 
@@ -67,6 +67,21 @@ def _facts(run: RunFiles) -> dict[str, str]:
     if result.get("peak_memory_mb"):
         facts["Peak memory"] = f"{result['peak_memory_mb'] / 1024:.2f} GiB"
     return facts
+
+
+def found_numbers(run: RunFiles) -> dict[str, Any] | None:
+    """The numbers that the run found, why, what it tried, and the flags that pin them."""
+    chosen, told = run.tuned.get("chosen", {}), run.tuned.get("told", {})
+    if not chosen:
+        return None
+    step = run.config.get("distill", {}).get("alpha_step", "log")
+    return {
+        "rows": [
+            (key, f"{value:g}", told.get(key, {}).get("why", ""), tuned.tried(told.get(key, {})))
+            for key, value in chosen.items()
+        ],
+        "flags": " ".join(tuned.flags(chosen, step)),
+    }
 
 
 def gallery(run: RunFiles) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from edf_jax import distilled_set
 from edf_jax.config.pinned import identity
 from edf_jax.config.resolve import flatten
 from edf_jax.distilled_set import DistilledSet
+from edf_jax.runs import tuned
 from edf_jax.runs.metrics import read_metrics
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
@@ -47,8 +48,17 @@ class RunFiles:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config, nested; empty when missing."""
-        return _read_json(self.workdir / "config.json")
+        """The resolved config, nested, with what the run found for 'auto'; empty when missing."""
+        config = _read_json(self.workdir / "config.json")
+        for key, value in self.tuned.get("chosen", {}).items():
+            group, _, leaf = key.rpartition(".")
+            config.setdefault(group, {})[leaf] = value
+        return config
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """tuned.json: what was found for 'auto', and why; empty where nothing was."""
+        return _read_json(self.workdir / tuned.FILE)
 
     @property
     def result(self) -> dict[str, Any]:

@@ -25,7 +25,10 @@ from edf_jax.runtime.errors import UserError
 _HEARTBEAT = 2.0
 _PACKAGES = ("edf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run that came to nothing leaves, and takes away again.
-_BOOKKEEPING = {".lock", "config.json", "times.json", "metrics.jsonl", "experts/.lock"}
+_BOOKKEEPING = {
+    ".lock", "config.json", "environment.json", "times.json", "metrics.jsonl", "experts/.lock"
+}  # fmt: skip
+_ENVIRONMENT = "environment.json"
 _FOLDERS = ("", "distilled", "checkpoints", "figures", "fkd")
 # Of these something is in a run's folder whose config.json is lost.
 _OWN = (
@@ -33,7 +36,8 @@ _OWN = (
 )  # fmt: skip
 # The same of the folder of a comparison or a table of protocols.
 OF_A_GRID = (
-    "cells/*/config.json", "cells/*/seed_*", "comparison.json", "protocols.json", "evaluation.json",
+    "cells/*/.lock", "cells/*/config.json", "cells/*/seed_*",
+    "comparison.json", "protocols.json", "evaluation.json",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -65,6 +69,22 @@ def check_same(what: Any, before: Mapping[str, Any], config) -> None:
         )
 
 
+def _check_environment(workdir: pathlib.Path) -> None:
+    """Refuses other settings of JAX's than a run was started with, for they change its numbers."""
+    path = workdir / _ENVIRONMENT
+    if not path.exists():
+        return
+    try:
+        before = storage.read_record(path)
+    except storage.DamagedFile as error:
+        _log.warning("%s: JAX's settings are taken from now", error)
+        return
+    for name, value in devices.numerics().items():
+        if before.get(name, value) != value:
+            raise UserError(
+                f"{workdir} was started with {name}={before[name]}, not {value}, which JAX takes "
+                f"from {name.upper()}: set that as it was, or give another --workdir"
+            )
 def refuse_foreign(workdir: pathlib.Path, own: Iterable[str]) -> None:
     """Refuses a folder with files of somebody else's; nothing in it is touched.
 
@@ -128,6 +148,7 @@ class Run:
             check_same(self.workdir, pinned, self.config)
         else:
             refuse_foreign(self.workdir, _OWN)
+        _check_environment(self.workdir)
 
     def __enter__(self) -> Run:
         processes.shared("the run's folder", self._enter)
@@ -156,6 +177,7 @@ class Run:
         for name in _FOLDERS:
             storage.remove_leftovers(self.workdir / name)
         storage.write_record(path, json.loads(self.config.to_json(sort_keys=True)))
+        storage.write_record(self.workdir / _ENVIRONMENT, devices.numerics())
         self._times = self._earlier_times()
         self._last_tick = time.monotonic()
         self._save_times()

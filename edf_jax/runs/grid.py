@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from edf_jax.config.resolve import AUTO, METHODS, SCHEMA, flatten, resolve, unknown_key
+from edf_jax.config.resolve import METHODS, SCHEMA, flatten, resolve, unknown_key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import gradcam
 from edf_jax.runtime import storage
@@ -32,10 +32,14 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
         for drop in (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
     },
 }
-# The same for every row, whatever a method's own code or published settings do.
-_EQUAL = ("evaluate.", "augment.", "data.", "model.", "experts.", "distill.eval_every")
+# The same for every row, whatever a method's own code does.
+_EVALUATION = ("evaluate.", "augment.")
+# The same too, whatever was published for a method; what comes with one is its own.
+_SUBJECT = ("data.", "model.", "experts.", "distill.eval_every")
 # What experts that are trained anew are made by.
 _OF_EXPERTS = ("experts.", "data.", "model.", "augment.strategy", "precision")
+
+_LONGEST = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _read_rows(file: str) -> dict[str, dict[str, Any]]:
     expected = '{"label": {"method": "mtt", "distill.lr_img": 300}, ...}'
     try:
         rows = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--rows={file} can't be read ({error}); expected is {expected}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"--rows={file} isn't of the form {expected}")
@@ -173,8 +177,9 @@ def _folder_of(label: str, folders: dict[str, str]) -> str:
     """The name of a label's folder, no other label's; kept in `folders`."""
     if label not in folders:
         slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
-        if not slug or slug in folders.values():
-            slug = f"{slug}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
+        taken = slug in folders.values() or slug.startswith("experts-")
+        if not slug or taken or len(slug) > _LONGEST:
+            slug = f"{slug[:_LONGEST]}-{storage.digest_of_record({'label': label})[:8]}".lstrip("-")
         folders[label] = slug
     return folders[label]
 
@@ -195,8 +200,13 @@ def _trainer(trainers: dict[str, GridRun], config, workdir: pathlib.Path) -> str
 
 def _run_config(config, changes: Mapping[str, Any], seed: int, workdir: pathlib.Path):
     """A row's resolved config: the method's own parts and numbers, everyone's evaluation."""
-    own = flatten(resolve(config))
-    equal = {k: v for k, v in own.items() if k.startswith(_EQUAL) and SCHEMA[k].default != AUTO}
+    numbers = {name for own in METHODS.values() for name in own}
+    left_open = {name for name, value in flatten(config).items() if value is None} - numbers
+    equal = {
+        name: value
+        for name, value in flatten(resolve(config)).items()
+        if name.startswith(_EVALUATION) or (name.startswith(_SUBJECT) and name in left_open)
+    }
     shared = {
         "experts.seed": config.seed if config.experts.seed < 0 else config.experts.seed,
         "experts.dir": config.experts.dir or str(workdir / "experts"),

@@ -27,7 +27,7 @@ def prepare(config) -> Dataset:
 
         def show(done: int, total: int) -> None:
             nonlocal bar
-            preemption.stop_if_asked_here()
+            preemption.stop_if_asked()
             if bar is None and time.monotonic() - began > _SECONDS_UNTOLD:
                 bar = stack.enter_context(Progress("prepare", total, "image", start=done))
             if bar is not None:

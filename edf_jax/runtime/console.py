@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from edf_jax.runtime import processes
+from edf_jax.runtime import preemption, processes
 from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runtime.process_group import Left
 
-MISTAKE, PREEMPTED, LOST, INTERRUPTED = 2, 75, 76, 130
-# What a disk, or the right to use it, can fail with.
+MISTAKE, PREEMPTED, LOST, INTERRUPTED, CLOSED = 2, 75, 76, 130, 141
+# What a disk, a path, or the right to use it, can fail with.
 _OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
-    errno.ESTALE, errno.ENODEV, errno.EMFILE, errno.ENFILE,
+    errno.ESTALE, errno.ENODEV, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOTDIR, errno.EISDIR, errno.ENOLCK, errno.ENXIO,
 }
 
 
@@ -36,41 +40,63 @@ def exit_status(command: Callable[[], int], *, name: str = "edf_jax") -> int:
     Returns:
         The command's status, or the one of how it ended.
     """
-
     try:
-        return command()
-    except processes.Left as error:
-        return _end(name, str(error), error.status)
-    except UserError as error:
-        return _end(name, str(error), MISTAKE)
-    except Preempted as error:
-        return _end(name, f"{error}; all is saved, and the same command continues", PREEMPTED)
-    except KeyboardInterrupt:
-        return _end(name, "interrupted; the same command continues", INTERRUPTED)
-    except (MemoryError, RuntimeError, ValueError) as error:
-        # JAX's own kind of error is a RuntimeError; a failed transfer may be a ValueError.
-        what = (str(error).strip() or "an allocation failed").splitlines()[0][:200]
-        if processes.is_loss(error):
-            lost = f"another process of this run is lost ({what}); the same command continues"
-            return _end(name, lost, LOST)
-        if not isinstance(error, MemoryError) and (
-            isinstance(error, ValueError) or "RESOURCE_EXHAUSTED" not in str(error)
-        ):
+        preemption.stop_if_asked()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return _end(name, "nobody reads the output any more (a closed pipe)", CLOSED)
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error)
+        if told is None:
             raise
-        return _end(name, f"out of memory ({what}): --dry_run tells what would fit", MISTAKE)
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        told = f"{where}{(error.strerror or str(error)).lower()}; mend that, and the same command "
-        return _end(name, f"{told}continues", MISTAKE)
+        return _end(name, *told)
+
+
+def _told(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error, and the status to end with; None of a fault of the program's."""
+    told = str(error).strip()
+    first = (told or "an allocation failed").splitlines()[0][:200]
+    if isinstance(error, Left):
+        return told, error.status
+    if isinstance(error, UserError):
+        return told, MISTAKE
+    if isinstance(error, Preempted):
+        return f"{told}; all is saved, and the same command continues", PREEMPTED
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues", INTERRUPTED
+    # JAX's own kind of error is a RuntimeError; a failed transfer may be a ValueError.
+    if isinstance(error, (RuntimeError, ValueError)) and processes.is_loss(error):
+        return f"another process of this run is lost ({first}); the same command continues", LOST
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told
+    ):
+        return f"out of memory ({first}): --dry_run tells what would fit", MISTAKE
+    if isinstance(error, RuntimeError) and "home directory" in told:
+        return "a path begins with ~, but that home folder isn't known: write it out", MISTAKE
+    if isinstance(error, json.JSONDecodeError) or (
+        isinstance(error, RecursionError) and "JSON" in told
+    ):
+        return f"a JSON file can't be read ({first}): it isn't one of ours", MISTAKE
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        why = (error.strerror or told).lower()
+        return f"{where}{why}; mend that, and the same command continues", MISTAKE
+    return None
 
 
 def _end(name: str, message: str, status: int) -> int:
-
-    if processes.process_name():
-        name += f", {processes.process_name()}"
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    who = ", ".join(filter(None, (name, processes.process_name())))
+    line = f"{who}: {' '.join(message.split())}\n"
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line)):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:
+            # Python flushes again as it ends, and tells of a closed pipe in its own way.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
 
 

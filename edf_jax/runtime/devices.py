@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import pathlib
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from edf_jax.runtime.errors import UserError
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -21,6 +26,12 @@ _KEPT_BYTES = 2**31 - 1
 # More shares of a usual batch than this are too small to be worth it.
 _MOST_CORES = 16
 _CORE_FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
+_ONE_THREAD, _SAME_BITS = "--xla_cpu_multi_thread_eigen=false", "--xla_gpu_deterministic_ops=true"
+# What JAX can be told, by its environment or otherwise, that changes a run's numbers.
+_NUMERICS = (
+    "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+)
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -58,7 +69,7 @@ def use_every_core() -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         return
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}".strip()
 
 
 def available_cores() -> int:
@@ -90,30 +101,68 @@ def use_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs in the user's cache folder, unless a cache is already configured."""
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    path = pathlib.Path(folder or pathlib.Path(base) / "edf_jax" / "compiled")
-    # JAX makes the folder when there is something to keep.
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        path = pathlib.Path(folder or pathlib.Path(base) / "edf_jax" / "compiled")
+        # JAX makes the folder when there is something to keep.
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except (OSError, RuntimeError):  # No home, or no path.
+        return
     if not there.is_dir() or not os.access(there, os.W_OK):
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def set_up(precision: str, *, deterministic: bool = False) -> None:
-    """Everything that must be decided before the first computation.
+def set_up(
+    precision: str, *, deterministic: bool = False, join: Callable[[], None] = lambda: None
+) -> None:
+    """Everything that must be decided before the first computation; starts the devices.
 
     Args:
         precision: one of `PRECISIONS`.
         deterministic: make GPU kernels give the same bits every time.
+        join: other processes, which must be done before the devices start.
+
+    Raises:
+        UserError: the environment asks for devices that aren't there, or XLA doesn't know its
+            flags.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not set(flags.split()) <= {_ONE_THREAD, _SAME_BITS}:
+        _check_flags(flags)
     if deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_SAME_BITS}".strip()
     keep_freed_memory()
     use_every_core()
     set_precision(precision)
     use_compilation_cache()
+    join()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # The latter of CUDA without its plugin.
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        told = (str(error).strip() or "JAX knows none").splitlines()[0][:200]
+        raise UserError(f"JAX_PLATFORMS={asked!r}: no such device is here ({told})") from error
+
+
+@functools.cache
+def _check_flags(flags: str) -> None:
+    """Refuses flags that XLA would end this very process for."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    tried = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=environment, stderr=subprocess.PIPE, text=True, errors="replace",
+    )
+    if tried.returncode:
+        told = (tried.stderr.strip() or "XLA ends").splitlines()[0].rpartition("] ")[2]
+        raise UserError(f"XLA_FLAGS={flags!r} can't be used: {told}")
+
+
+def numerics() -> dict[str, Any]:
+    """What changes a run's numbers besides its config and versions, by name."""
+    found = {name: getattr(jax.config, name, None) for name in _NUMERICS}
+    return {**found, "NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +223,10 @@ def local_device() -> Device:
 
 def host_memory() -> int | None:
     """The host's memory, or what a container leaves of it; None where the system doesn't tell."""
-    try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (ValueError, OSError, AttributeError):
-        found = []
+    found = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError, ValueError):
             found.append(int(pathlib.Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
     return min(found, default=None)

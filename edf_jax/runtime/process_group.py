@@ -1,4 +1,10 @@
-"""What processes of one run tell each other: values, errors, notes, and that they have ended."""
+"""What processes of one run tell each other: values, errors, whether to stop, and their end.
+
+It goes through the store of JAX's coordination service, which only a private module gives access
+to. The public way, `jax.experimental.multihost_utils`, computes on the devices, and was tried: it
+waits for what they are at work on, once an iteration and more, and XLA's CPU backend doesn't order
+it behind programs of another mesh: one overtakes the other, and Gloo aborts the process.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax._src import distributed
 
+from edf_jax.runtime import preemption
 from edf_jax.runtime.errors import Preempted, UserError
 
 # How long an ended process waits for the others to end, and how long after a failure.
 LEAVE_SECONDS, _FAILED_SECONDS = 20.0, 5.0
-_LOOK_MILLISECONDS = 1000
 _LOOK_SECONDS = 1.0
 _BARRIER_MILLISECONDS = 600_000
 # A message is sent in pieces of this size; a large one is taken away once all have it.
@@ -42,17 +50,12 @@ class Left(Exception):
 class Group:
     """The processes that run together, and the store of keys and values between them."""
 
-    def __init__(self, index: int, count: int):
-        # Public functions of JAX only share values by way of the devices, which would have to be
-        # waited for.
-        from jax._src import distributed
-
-        self.index, self.count = index, count
+    def __init__(self) -> None:
+        self.index, self.count = jax.process_index(), jax.process_count()
         self._client: Any = distributed.global_state.client
         self._number = 0
         self._apart = False
-        self._looked = -_LOOK_SECONDS
-        self._notes: set[str] = set()
+        self._asked, self._looked = False, -_LOOK_SECONDS
 
     def is_apart(self) -> bool:
         """Whether what runs is this process's own business."""
@@ -67,140 +70,156 @@ class Group:
             self._apart = False
 
     def shared(self, what: str, make: Callable[[], tuple[Any, Arrays]]) -> tuple[Any, Arrays]:
-        self._number += 1
-        key = f"edf_jax/shared/{self._number}"
+        if preemption.asked_here():
+            self._say("stop")
         if self.index > 0:
-            head, arrays = self._receive(key)
+            head, arrays = self._receive(0)
             if head["what"] != what:
                 raise RuntimeError(f"this process shares {what!r}, the first {head['what']!r}")
             if "error" in head:
                 raise _from_record(head["error"])
             return head["value"], arrays
-        self._end_with_others()
+        self._look()
         try:
             with self._by_itself():
                 value, arrays = make()
         except Exception as error:
             if (record := _to_record(error)) is not None:
-                self._send(key, {"what": what, "error": record}, {})
+                self._send({"what": what, "error": record}, {})
             raise
-        self._send(key, {"what": what, "value": value}, arrays)
+        self._send({"what": what, "value": value}, arrays)
         return value, arrays
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        self._number += 1
-        folder = f"edf_jax/together/{self._number}"
-        failed: Exception | None = None
+        record = failed = None
         try:
             with self._by_itself():
                 yield
         except Exception as error:
-            failed = error
-            if (record := _to_record(error)) is None:
+            failed, record = error, _to_record(error)
+            if record is None:
                 raise
-            self._client.key_value_set(f"{folder}/{self.index}", json.dumps(record))
-        else:
-            self._client.key_value_set(f"{folder}/{self.index}", "null")
         for process in range(self.count):
-            record = json.loads(self._wait_for(f"{folder}/{process}"))
-            if failed is None and record is not None:
-                failed = _from_record(record, f"process {process}: ")
+            if process == self.index:
+                self._send(record, {})
+                continue
+            others, _ = self._receive(process)
+            if failed is None and others is not None:
+                failed = _from_record(others, f"process {process}: ")
         if failed is not None:
             raise failed
 
-    def note(self, what: str, value: int) -> None:
-        self._client.key_value_set(
-            f"edf_jax/notes/{what}/{self.index}", str(value), allow_overwrite=True
-        )
-
-    def noted(self, what: str) -> bool:
-        if time.monotonic() - self._looked > _LOOK_SECONDS:
-            found = self._client.key_value_dir_get("edf_jax/notes/")
-            self._notes = {key.split("/")[2] for key, _ in found}
-            self._looked = time.monotonic()
-        return what in self._notes
+    def any_is_asked(self, asked_here: bool) -> bool:
+        """Whether some process is asked to stop; as far as is heard where one works by itself."""
+        if self.is_apart():
+            if asked_here:
+                self._say("stop")
+            return self._look()
+        return self.shared("whether to stop", lambda: (self._look(), {}))[0]
 
     def leave(self, status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         until = time.monotonic() + (_FAILED_SECONDS if status else LEAVE_SECONDS)
         with contextlib.suppress(RuntimeError):
-            self.note("ended", status)
-            while len(self._ended()) < self.count and time.monotonic() < until:
+            self._say("ended", status)
+            while len(self._said("ended")) < self.count and time.monotonic() < until:
                 time.sleep(0.05)
-            if len(self._ended()) == self.count:
-                import jax
-
+            if len(self._said("ended")) == self.count:
                 jax.distributed.shutdown()
                 return
         os._exit(status or 1)
 
-    def _ended(self) -> dict[int, int]:
-        """The exit statuses of processes that have ended."""
-        found = self._client.key_value_dir_get("edf_jax/notes/ended/")
-        return {int(key.rpartition("/")[2]): int(status) for key, status in found}
+    def _say(self, what: str, value: int = 1) -> None:
+        key = f"edf_jax/{what}/{self.index}"
+        self._client.key_value_set(key, str(value), allow_overwrite=True)
 
-    def _end_with_others(self) -> None:
-        for process, status in self._ended().items():
-            if status:
-                raise Left(process, status)
+    def _said(self, what: str) -> dict[int, int]:
+        """What processes have said, by process."""
+        found = self._client.key_value_dir_get(f"edf_jax/{what}/")
+        return {int(key.rpartition("/")[2]): int(value) for key, value in found}
 
-    def _send(self, key: str, head: Mapping[str, Any], arrays: Arrays) -> None:
-        content = io.BytesIO()
-        text = json.dumps(head).encode()
-        content.write(len(text).to_bytes(8, "little") + text)
-        if arrays:
-            np.savez(content, allow_pickle=False, **arrays)
-        data = content.getbuffer()
+    def _look(self) -> bool:
+        """Whether some process is asked to stop; looks once a second, and ends with the others."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._asked = self._asked or bool(self._said("stop"))
+            for process, status in self._said("ended").items():
+                if status:
+                    raise Left(process, status)
+        return self._asked
+
+    def _send(self, head: Any, arrays: Arrays) -> None:
+        self._number += 1
+        data = _pack(head, arrays)
         pieces = range(0, len(data), _PIECE)
         for number, at in enumerate(pieces):
             more = b"+" if number + 1 < len(pieces) else b"."
             self._client.key_value_set_bytes(
-                f"{key}/{number}", more + bytes(data[at : at + _PIECE])
+                f"{self._key(self.index)}/{number}", more + data[at : at + _PIECE]
             )
-        self._take_away(key, len(data))
+        self._take_away(self.index, len(data))
 
-    def _receive(self, key: str) -> tuple[Any, Arrays]:
+    def _receive(self, process: int) -> tuple[Any, Arrays]:
+        self._number += 1
         pieces: list[bytes] = []
         while not pieces or pieces[-1][:1] == b"+":
-            pieces.append(self._wait_for(f"{key}/{len(pieces)}"))
+            pieces.append(self._wait_for(f"{self._key(process)}/{len(pieces)}"))
         data = b"".join(piece[1:] for piece in pieces)
-        self._take_away(key, len(data))
-        length = 8 + int.from_bytes(data[:8], "little")
-        head = json.loads(data[8:length])
-        if len(data) == length:
-            return head, {}
-        with np.load(io.BytesIO(data[length:]), allow_pickle=False) as arrays:
-            return head, {name: arrays[name] for name in arrays.files}
+        self._take_away(process, len(data))
+        return _unpack(data)
 
-    def _take_away(self, key: str, size: int) -> None:
+    def _key(self, process: int) -> str:
+        # Messages are counted, for all processes send and receive them in one order.
+        return f"edf_jax/message/{self._number}/{process}"
+
+    def _take_away(self, process: int, size: int) -> None:
         """Removes a large message once all have it."""
         if size > _LARGE:
-            self._client.wait_at_barrier(key, _BARRIER_MILLISECONDS)
-            if self.index == 0:
-                self._client.key_value_delete(key)
+            self._client.wait_at_barrier(self._key(process), _BARRIER_MILLISECONDS)
+            if self.index == process:
+                self._client.key_value_delete(self._key(process))
 
     def _wait_for(self, key: str) -> bytes:
         while True:
             try:
-                return self._client.blocking_key_value_get_bytes(key, _LOOK_MILLISECONDS)
+                return self._client.blocking_key_value_get_bytes(key, int(_LOOK_SECONDS * 1000))
             except RuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
-            self._end_with_others()
+            if preemption.asked_here():
+                self._say("stop")
+            self._look()
+
+
+def _pack(head: Any, arrays: Arrays) -> bytes:
+    content = io.BytesIO()
+    text = json.dumps(head).encode()
+    content.write(len(text).to_bytes(8, "little") + text)
+    if arrays:
+        np.savez(content, allow_pickle=False, **arrays)
+    return content.getvalue()
+
+
+def _unpack(data: bytes) -> tuple[Any, Arrays]:
+    length = 8 + int.from_bytes(data[:8], "little")
+    head = json.loads(data[8:length])
+    if len(data) == length:
+        return head, {}
+    with np.load(io.BytesIO(data[length:]), allow_pickle=False) as arrays:
+        return head, {name: arrays[name] for name in arrays.files}
 
 
 def _kinds() -> dict[str, type[Exception]]:
     """The errors that one process raises for all."""
-
     kinds: list[type[Exception]] = [UserError, Preempted]
     for kind in kinds:
         kinds += kind.__subclasses__()
     return {kind.__name__: kind for kind in kinds}
 
 
-def _to_record(error: Exception) -> dict[str, Any] | None:
+def _to_record(error: BaseException) -> dict[str, Any] | None:
     """An error as JSON holds it; None for one that isn't everyone's."""
     if type(error).__name__ not in _kinds():
         return None

@@ -1,8 +1,8 @@
 """Several processes, on one machine or many, that run one program together.
 
 All of them compute the same programs on the same values. What a program depends on besides, that is
-files, the clock and signals, the first process looks at, and tells the others (`shared`); it alone
-writes the run's files. So only the first needs the run's folder; the images are read by each.
+files and the clock, the first process looks at, and tells the others (`shared`); it alone writes
+the run's files. So only the first needs the run's folder; the images are read by each.
 
 A process that ends before the others takes them along: they stop at the next value that they
 share or compute together, or are ended by JAX's coordination service.
@@ -15,33 +15,19 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from edf_jax.runtime.errors import UserError
-from edf_jax.runtime.process_group import LEAVE_SECONDS, Arrays, Group, Left
+import jax
 
-__all__ = [
-    "Arrays",
-    "Left",
-    "check_flags",
-    "check_same",
-    "count",
-    "is_first",
-    "is_loss",
-    "leave",
-    "note",
-    "noted",
-    "process_name",
-    "shared",
-    "shared_arrays",
-    "start",
-    "together",
-]
+from edf_jax.runtime import preemption
+from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.process_group import LEAVE_SECONDS, Arrays, Group
 
 # A process that can't be heard for so long is taken for dead, and ends the others.
 _HEARTBEAT_SECONDS = 120
-_CONNECT_SECONDS = 300
+_CONNECT_SECONDS, _LOOK_SECONDS = 300, 0.5
 _PORTS, _FIRST_PORT = 4096, 61440
 # What errors of XLA, Gloo and NCCL say where another process has gone.
 _OF_A_LOSS = re.compile(
@@ -72,29 +58,41 @@ def start(
 
     Raises:
         UserError: flags don't make sense together, or the others can't be reached.
+        Preempted: asked to stop while the others are waited for.
     """
     global _group
     place = _place(coordinator, num_processes, process_id, distributed)
     if place is None:
         return
-    import jax
-
     # SIGTERM is ours (`preemption`).
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            **place,
-            initialization_timeout=_CONNECT_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=int(LEAVE_SECONDS),
-        )
-        # All exchange what devices they have here, whatever any of them computes later.
-        jax.devices()
-    except (RuntimeError, ValueError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"the processes of this run can't be joined: {told}") from error
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(
+                **place,
+                initialization_timeout=_CONNECT_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=int(LEAVE_SECONDS),
+            )
+            # All exchange what devices they have here, whatever any of them computes later.
+            jax.devices()
+        except Exception as error:
+            failed.append(error)
+
+    # In a thread, for Python hears no signal while JAX waits for the others.
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    while joining.is_alive():
+        joining.join(_LOOK_SECONDS)
+        preemption.stop_if_asked()
+    if failed:
+        told = (str(failed[0]).strip() or type(failed[0]).__name__).splitlines()[0][:200]
+        raise UserError(f"the processes of this run can't be joined: {told}") from failed[0]
     if jax.process_count() > 1:
-        _group = Group(jax.process_index(), jax.process_count())
+        _group = Group()
+        preemption.agree = _group.any_is_asked
     if not is_first():
         for name in ("", "edf_jax"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -128,6 +126,8 @@ def _place(
     if coordinator and num_processes > 1:
         return {
             "coordinator_address": coordinator,
+            # JAX's own choice is every network that the machine is in.
+            "coordinator_bind_address": coordinator,
             "num_processes": num_processes,
             "process_id": process_id,
             "cluster_detection_method": "deactivate",
@@ -247,18 +247,6 @@ def check_same(what: str, value: Any) -> None:
             raise UserError(f"{what} differs from the first process's: start all of them alike")
 
 
-def note(what: str) -> None:
-    """Leaves a note that `noted` finds in all processes."""
-    if _group is not None:
-        with contextlib.suppress(RuntimeError):
-            _group.note(what, 1)
-
-
-def noted(what: str) -> bool:
-    """Whether some process left a note; looks about once a second."""
-    return _group is not None and _group.noted(what)
-
-
 def is_loss(error: BaseException) -> bool:
     """Whether an error of a computation says that another process has gone."""
     return _group is not None and _OF_A_LOSS.search(str(error)) is not None
@@ -276,8 +264,8 @@ def leave(status: int) -> int:
         status: that it ends with.
 
     Returns:
-        The status. Does not return where others are still at work after a failure: they would
-        wait for this process, and it for them.
+        The status. Does not return from a failure: others that are still at work would wait for
+        this process, and it for them.
     """
     if _group is not None:
         _group.leave(status)

@@ -12,7 +12,7 @@ import pytest
 
 from edf_jax import main
 from edf_jax.config import files
-from edf_jax.config.resolve import flatten, resolve
+from edf_jax.config.resolve import flatten, reckoned, resolve
 from edf_jax.data import describe_dataset
 from edf_jax.plan import plan
 
@@ -55,7 +55,7 @@ def test_every_variant_of_a_file_resolves_and_has_a_plan(path, photos):
         config = module["get_config"](name)
         if path.stem == "folder":
             config.data.path = str(photos)
-        config = resolve(config)
+        config = reckoned(resolve(config))
         text = planned(config)
         assert f"IPC {config.distill.ipc};" in text
         assert ("published for EDF" in text) == config.published

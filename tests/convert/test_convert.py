@@ -330,6 +330,8 @@ def test_another_set_says_what_an_official_one_was_whitened_with(tmp_path, capsy
         ({"labels": torch.ones(20)}, ("--dataset=cifar10",), "float32 [20]; expected are integers"),
         ({"labels": torch.ones(1, 1).expand(20, 10)}, ("--dataset=cifar10",), "repeats a smaller"),
         ({"labels": {"a": 1}}, ("--dataset=cifar10",), "is a dict, not a tensor"),
+        ({"rate": float("nan")}, ("--dataset=cifar10",), "has the rate nan: no learning rate"),
+        ({"rate": -0.1}, ("--dataset=cifar10",), "no learning rate"),
         ({"rate": [0.1, 0.2]}, ("--dataset=cifar10",), "lr_best.pt has shape (2,), not one number"),
     ],
 )

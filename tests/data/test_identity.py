@@ -231,7 +231,8 @@ def test_an_image_of_one_row_costs_no_gigabytes(tmp_path, resize, size):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert int(done.stdout) < max(own, 1_000_000)  # kilobytes
+    # A child's figure begins at its parent's.
+    assert int(done.stdout) <= max(own, 1_000_000)  # kilobytes
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", b"bell\x07"])

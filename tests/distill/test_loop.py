@@ -5,10 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from edf_jax import distilled_set
 from edf_jax.distill import pairs
+from edf_jax.distill.loop import distill
+from edf_jax.distill.watch import NotLearning, Watch
 from edf_jax.matching.iteration import Learnable, initial_state, outer_optimiser, outer_step
 from edf_jax.methods import curriculum
 from edf_jax.runs.metrics import MetricsWriter
@@ -268,3 +271,52 @@ def test_tensorboard_gets_images_maps_and_distributions(tmp_path, store, monkeyp
         ("label_probabilities", None),
     }
     assert list((tmp_path / "tensorboard" / "evaluate").glob("events*"))
+
+
+# alpha's logarithm.
+
+
+def test_alpha_stays_positive_where_its_logarithm_is_learned():
+    options = tiny.config("edf", **{"distill.alpha_step": "log", "distill.lr_lr": 10.0}).distill
+    optimiser, values = outer_optimiser(options), _state(options).values
+    momentum = optimiser.init(values)
+    gradient = jax.tree.map(jnp.zeros_like, values)._replace(alpha=jnp.float32(1e6))
+    seen = []
+    for _ in range(20):
+        updates, momentum = optimiser.update(gradient, momentum, values)
+        values = optax.apply_updates(values, updates)
+        seen.append(float(values.alpha))
+    # However large a gradient, an iteration changes it by a tenth.
+    np.testing.assert_allclose(np.array(seen[1:]) / seen[:-1], 1 / 1.1, rtol=1e-5)
+
+
+def test_a_step_of_the_logarithm_is_sgd_on_it():
+    """Against plain SGD with momentum on log alpha, written out."""
+    options = tiny.config("edf", **{"distill.alpha_step": "log", "distill.lr_lr": 0.02}).distill
+    optimiser, values = outer_optimiser(options), _state(options).values
+    momentum = optimiser.init(values)
+    log_alpha, trace = float(np.log(values.alpha)), 0.0
+    for slope in (3.0, -1.0, 2.0):
+        gradient = jax.tree.map(jnp.zeros_like, values)._replace(alpha=jnp.float32(slope))
+        updates, momentum = optimiser.update(gradient, momentum, values)
+        values = optax.apply_updates(values, updates)
+        trace = slope * np.exp(log_alpha) + options.momentum_lr * trace
+        log_alpha -= 0.02 * trace
+    assert float(values.alpha) == pytest.approx(np.exp(log_alpha), rel=1e-5)
+
+
+# The look at a young run.
+
+
+def test_a_run_that_does_not_learn_is_noticed_in_its_first_tenth(tmp_path, store, caplog):
+    config = tiny.config(
+        "edf", **{"distill.iterations": 100, "distill.eval_every": 1000, "distill.threshold": 1e-9}
+    )
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        watch = Watch(config, metrics, tiny.evaluate, lambda finding: bool(finding.key))
+        with pytest.raises(NotLearning, match="10 of 10|9 of 9|11 of 11|changed nothing"):
+            distill(
+                config, tiny.network(), tiny.initial_set(), store, None, tiny.evaluate, metrics,
+                tmp_path, watch,
+            )  # fmt: skip
+        assert len(metrics.rows("distill")) <= 12

@@ -191,7 +191,7 @@ def test_rdeds_official_statistics_move_twice_a_step(teacher):
     network, images = _network("ConvNetD1W4BN"), _set(6)
     figures = []
     for updates in (1, 2):
-        evaluator = protocols.RdedEvaluator(
+        evaluator = protocols.rded_evaluator(
             network, teacher, images, jnp.zeros(6, jnp.int32), lambda x: x,
             epochs=1, batch=6, bn_updates=updates,
         )

@@ -133,6 +133,30 @@ def test_experts_that_do_not_fit_on_the_disk_are_told():
     assert any("don't fit on the disk" in warning for warning in plan._warnings(made))
 
 
+def test_zca_is_counted(monkeypatch):
+    """Its matrix has a row and a column for each number of an image."""
+    made = planned(**{"data.zca": True, "data.resolution": 32})
+    size = (32 * 32 * 3) ** 2
+    assert f"fitting takes {plan._size(42 * size)} of the host's memory" in plan.to_text(made)
+    assert f"the matrix and its inverse {plan._size(8 * size)} on disk" in plan.to_text(made)
+    assert not any("ZCA" in told for told in made.warnings)
+    large = planned(**{"data.zca": True, "data.resolution": 512})
+    assert any(told.startswith("ZCA doesn't fit into the host's") for told in large.warnings)
+    monkeypatch.setattr(plan, "_disk_free", lambda folder: 7 * size)
+    made = planned(**{"data.zca": True, "data.resolution": 32})
+    assert any("ZCA matrices don't fit on the data cache's disk" in w for w in made.warnings)
+
+
+def test_another_split_than_the_published_is_said_to_be(tmp_path):
+    config = load("imagenette", "ipc10")
+    config.data.source, config.data.name, config.data.path = "tfds", "imagenette", str(tmp_path)
+    config = resolve(config)
+    text = plan.to_text(plan.make_plan(config, describe_dataset(config.data)))
+    assert "imagenette_fastai: 10 classes" in text and "here with another split" in text
+    assert "split as fast.ai does: not to be set beside figures of the published set" in text
+    assert "9,469 training and 3,925 test images (946 and 392 a class; exact)" in text
+
+
 def test_students_that_go_further_than_experts_are_told():
     def told(**values) -> bool:
         return any("experts.batch" in warning for warning in planned(**values).warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 
@@ -28,7 +29,9 @@ def test_each_event_is_a_row_of_json_on_disk_at_once(tmp_path):
     row = json.loads(line)
     assert row.pop("time") > 1e9
     assert len(row.pop("check")) == 8
-    assert row == {"stage": "distill", "step": 3, "loss": 0.5, "skipped": True, "expert": 7}
+    assert row == {
+        "row": 1, "stage": "distill", "step": 3, "loss": 0.5, "skipped": True, "expert": 7
+    }
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
@@ -64,11 +67,91 @@ def test_a_changed_row_is_left_out_with_a_warning(tmp_path, caplog):
         path.write_text(lines[0] + damaged + lines[2])
         caplog.clear()
         assert [row["step"] for row in read_metrics(tmp_path)] == [0, 2]
-        assert "1 damaged rows are left out (line 2)" in caplog.text
+        assert "line 2 is damaged; 1 rows are lost or damaged" in caplog.text
     caplog.clear()
     MetricsWriter(tmp_path, tensorboard=False).close()
-    assert "line 2" in caplog.text
-    assert path.read_text() == lines[0] + lines[2]
+    assert "line 2 is damaged" in caplog.text
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ((0, 2, 3), "1 rows are lost"),
+        ((1, 2, 3), "1 rows are lost"),
+        ((0, 1, 1, 2, 3), "line 3 is there twice"),
+        ((0, 2, 1, 3), "line 3 is out of its place"),
+    ],
+)
+def test_rows_that_are_lost_doubled_or_swapped_are_told_and_set_right(
+    tmp_path, caplog, order, told
+):
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        for step in range(4):
+            metrics.write(step, "distill", loss=0.25)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[at] for at in order))
+    for read in (lambda: None, lambda: MetricsWriter(tmp_path, tensorboard=False).close()):
+        caplog.clear()
+        read()
+        assert [row["step"] for row in read_metrics(tmp_path)] == sorted(set(order))
+        assert told in caplog.text
+    caplog.clear()
+    read_metrics(tmp_path)
+    assert not caplog.text
+
+
+def test_rows_lost_at_the_end_of_a_finished_run_are_told(tmp_path, caplog):
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        for step in range(3):
+            metrics.write(step, "distill", loss=0.25)
+    (tmp_path / "result.json").write_text(json.dumps({"metrics_rows": metrics.count}))
+    assert len(read_metrics(tmp_path)) == 3 and not caplog.text
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert len(read_metrics(tmp_path)) == 2 and "1 rows are lost at the end" in caplog.text
+
+
+def test_a_row_blanked_with_zeros_is_told(tmp_path, caplog):
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        for step in range(3):
+            metrics.write(step, "distill", loss=0.25)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + bytes(len(lines[1]) - 1) + b"\n" + lines[2])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 2]
+    assert "line 2 is damaged" in caplog.text
+
+
+def test_rows_of_earlier_versions_have_no_numbers(tmp_path, caplog):
+    rows = [{"stage": "distill", "step": step, "time": 0, "loss": 0.5} for step in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        metrics.write(3, "distill", loss=0.5)
+    assert [row["step"] for row in _rows(tmp_path)] == [0, 1, 2, 3]
+    assert not caplog.text
+
+
+def test_a_full_disk_ends_the_events_and_not_the_rows(tmp_path):
+    script = """
+import logging, resource, sys
+import numpy as np
+from edf_jax.runs.metrics import MetricsWriter, read_metrics
+logging.basicConfig()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with MetricsWriter(sys.argv[1]) as metrics:
+    for step in range(40):
+        metrics.images(step, "distill", "grid", np.random.default_rng(0).random((64, 64, 3)))
+        metrics.write(step, "distill", loss=0.5)
+print(len(read_metrics(sys.argv[1])))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "40\n"
+    assert ended.stderr.count("TensorBoard events can't be written") == 1
+    assert "Traceback" not in ended.stderr and "ignored" not in ended.stderr, ended.stderr
 
 
 def test_a_resumed_run_rewrites_exactly_the_rows_after_its_checkpoint(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edf_jax.runtime import console, processes, storage
+from edf_jax.runtime import console, preemption, processes, storage
 from edf_jax.runtime.errors import UserError
 from tests import tiny_run
 
@@ -148,7 +148,7 @@ def test_a_process_alone_shares_with_itself():
     processes.check_same("a number", 3)
     with processes.together():
         pass
-    assert not processes.noted("stop") and processes.leave(2) == 2
+    assert not preemption.asked() and processes.leave(2) == 2
 
 
 def test_nothing_joins_unless_there_are_others(monkeypatch):

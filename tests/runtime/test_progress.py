@@ -131,7 +131,7 @@ def test_a_terminal_gets_a_bar_and_nested_bars_leave_when_they_end(monkeypatch):
     final = stream.getvalue().split("\x1b[2K")[-1]
     assert "distill" in final and "2/2 steps" in final and "loss 0.5" in final
     assert "evaluate" not in final
-    assert progress._Bar._display is None
+    assert Progress._display is None
 
 
 def test_what_the_loop_prints_on_standard_output_stays_there(monkeypatch, capsys):

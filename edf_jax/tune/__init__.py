@@ -1,0 +1,1 @@
+"""Numbers that a config leaves to the data: found on training images, before they are needed."""

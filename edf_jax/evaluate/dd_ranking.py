@@ -16,9 +16,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-# The leaderboard's weight of either part.
-EQUAL = 0.5
-
 
 class Estimate(NamedTuple):
     """A mean of several networks and its deviation, in percent."""
@@ -53,53 +50,36 @@ def normalise(alpha: float) -> float:
 
 
 def label_robust(
-    real_hard: Estimate,
-    distilled_hard: Estimate,
-    distilled: Estimate,
-    random: Estimate,
-    *,
-    weight: float = EQUAL,
+    real_hard: Estimate, distilled_hard: Estimate, distilled: Estimate, random: Estimate
 ) -> Score:
-    """LRS, of `alpha = w IOR - (1 - w) HLR` in fractions of one.
+    """LRS, of `alpha = (IOR - HLR) / 2` in fractions of one.
 
     Args:
         real_hard: accuracy of all real data with hard labels.
         distilled_hard: of the distilled images with hard labels.
         distilled: of the distilled set by the protocol.
         random: of as many random real images by the same protocol.
-        weight: w, of IOR.
     """
-    recovery = real_hard.minus(distilled_hard)
-    improvement = distilled.minus(random)
-    alpha = weight * improvement.mean - (1 - weight) * recovery.mean
-    std = math.hypot(weight * improvement.std, (1 - weight) * recovery.std)
-    return _score(alpha, std, improvement, recovery)
+    improvement, recovery = distilled.minus(random), real_hard.minus(distilled_hard)
+    return _score((improvement.mean - recovery.mean) / 2, improvement, recovery)
 
 
 def augmentation_robust(
-    distilled: Estimate,
-    random: Estimate,
-    distilled_plain: Estimate,
-    random_plain: Estimate,
-    *,
-    weight: float = EQUAL,
+    distilled: Estimate, random: Estimate, distilled_plain: Estimate, random_plain: Estimate
 ) -> Score:
-    """ARS, of `beta = g (gain with augmentation) + (1 - g) (gain without)` in fractions of one.
+    """ARS, of `beta = (gain with augmentation + gain without) / 2` in fractions of one.
 
     Args:
         distilled: accuracy of the distilled set by the protocol.
         random: of as many random real images by the same protocol.
         distilled_plain: of the distilled set without augmentation.
         random_plain: of the random images without augmentation.
-        weight: g, of the gain with augmentation.
     """
-    augmented = distilled.minus(random)
-    plain = distilled_plain.minus(random_plain)
-    beta = weight * augmented.mean + (1 - weight) * plain.mean
-    std = math.hypot(weight * augmented.std, (1 - weight) * plain.std)
-    return _score(beta, std, augmented, plain)
+    augmented, plain = distilled.minus(random), distilled_plain.minus(random_plain)
+    return _score((augmented.mean + plain.mean) / 2, augmented, plain)
 
 
-def _score(alpha: float, std: float, first: Estimate, second: Estimate) -> Score:
+def _score(alpha: float, first: Estimate, second: Estimate) -> Score:
+    std = math.hypot(first.std, second.std) / 2
     slope = 100 * math.exp(alpha / 100) / (math.e - math.exp(-1))
     return Score(normalise(alpha / 100), slope * std / 100, first, second)

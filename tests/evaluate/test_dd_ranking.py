@@ -25,8 +25,8 @@ def test_the_label_robust_score_is_the_published_formula():
     assert score.value == pytest.approx(19.18187, abs=1e-4)
     # d LRS / d alpha = 100 e^alpha / (e - e^-1), and alpha's deviation is 0.5 sqrt(10) points.
     assert score.std == pytest.approx(34.8336 * 0.5 * 10**0.5 / 100, rel=1e-4)
-    only = label_robust(Estimate(90), Estimate(30), Estimate(55), Estimate(35), weight=1.0)
-    assert only.value == pytest.approx(normalise(0.2))
+    same = label_robust(Estimate(90), Estimate(70), Estimate(55), Estimate(35))
+    assert same.value == pytest.approx(normalise(0.0))
 
 
 def test_the_augmentation_robust_score_is_the_published_formula():

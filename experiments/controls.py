@@ -51,11 +51,14 @@ def rescaled(drop: float) -> Selection:
     return select
 
 
-add_part("distill.loss_mask", "random", lambda options: random_dropout(options.drop))
-add_part("distill.loss_mask", "rescaled", lambda options: rescaled(options.drop))
+def add() -> None:
+    """Adds both to the choices of `distill.loss_mask`."""
+    add_part("distill.loss_mask", "random", lambda options: random_dropout(options.drop))
+    add_part("distill.loss_mask", "rescaled", lambda options: rescaled(options.drop))
 
 
 def get_config(variant: str = "imagenette"):
     """The config of `<dataset>[,key=value...]` with its settings for ten images per class."""
+    add()
     dataset, separator, pairs = variant.partition(",")
     return importlib.import_module(f"configs.{dataset}").get_config("ipc10" + separator + pairs)

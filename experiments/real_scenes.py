@@ -28,8 +28,7 @@ from typing import Any
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.runs.files import open_run
 from edf_jax.runtime import console
-from experiments import controls as controls  # knows the rows' loss masks
-from experiments import keep, rows
+from experiments import controls, keep, rows
 from experiments.rows import Row
 
 # Chosen by hand before this experiment, for experts that learn and students that follow them.
@@ -272,6 +271,7 @@ def main() -> int:
 
 
 def _make_all(options: argparse.Namespace) -> int:
+    controls.add()
     options.workdir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(console.PREEMPTED))
     kept = rows.read(options.csv)

@@ -6,8 +6,19 @@ import dataclasses
 
 import pytest
 
-from experiments import real_scenes
+from edf_jax import extending
+from edf_jax.config.schema import SCHEMA
+from experiments import controls, real_scenes
 from experiments.rows import Row
+
+
+@pytest.fixture(autouse=True)
+def _with_controls(monkeypatch):
+    monkeypatch.setitem(SCHEMA, "distill.loss_mask", SCHEMA["distill.loss_mask"])
+    monkeypatch.setitem(
+        extending._TABLES, "distill.loss_mask", dict(extending._TABLES["distill.loss_mask"])
+    )
+    controls.add()
 
 
 def _row(run, **changes) -> Row:

@@ -195,9 +195,7 @@ def matching_gradient(
     parts: int = 1,
     store: str = "nothing",
 ) -> Matching:
-    """The matching loss and its gradients, with the activation memory of a single step.
-
-    Beyond that, N parameter vectors are kept.
+    """The matching loss and its gradients; keeps a step's activations and N parameter vectors.
 
     Args:
         loss: the student's loss on one batch.
@@ -213,8 +211,7 @@ def matching_gradient(
         axis: the mesh axis over whose devices each batch is split, under `jax.shard_map`.
             `batches` and `augment` are then of this device's share, and `loss` is its part of a
             sum over devices.
-        parts: into how many parts a batch is cut to be computed one after the other (see
-            `microbatch`); `loss` is then a part of a sum, too.
+        parts: in how many parts a batch is computed (`microbatch`); `loss` is then one of a sum.
         store: of `STORES`; other than nothing for one device alone (`axis` None).
     """
     if store != "nothing":

@@ -198,8 +198,8 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
     )
 
 
-def shared(what: str, make: Callable[[], DistilledSet | None]) -> DistilledSet | None:
-    """The set that the first of processes which run together makes, as `hosts.shared`."""
+def from_first_process(what: str, make: Callable[[], DistilledSet | None]) -> DistilledSet | None:
+    """As `processes.from_first_process`, of a set."""
     if processes.count() == 1:
         return make()
 
@@ -210,7 +210,7 @@ def shared(what: str, make: Callable[[], DistilledSet | None]) -> DistilledSet |
         tensors, metadata = found.packed()
         return metadata, tensors
 
-    metadata, tensors = processes.shared_arrays(what, packed)
+    metadata, tensors = processes.arrays_from_first_process(what, packed)
     return None if metadata is None else unpacked(tensors, metadata)
 
 

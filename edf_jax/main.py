@@ -96,7 +96,7 @@ def _run(given: Given) -> int:
     )
     config = budget.settle(config, workdir)
     run = Run(workdir, config, given.command)
-    with processes.together():
+    with processes.in_every_process():
         run.check()
         warnings = check_plan(config, workdir)
     with run:

@@ -57,7 +57,7 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
     """
     wanted = STAGES if last == "all" else STAGES[: STAGES.index(last) + 1]
     with run.stage("prepare"):
-        with processes.together():
+        with processes.in_every_process():
             dataset = prepare(run.config)
         processes.check_same("what the images are", dataset.info.fingerprint)
     for warning in warnings:
@@ -161,7 +161,7 @@ def _finish(run: Run, figures: Mapping[str, Any], wanted: Sequence[str]) -> dict
     run.write_result(result)
     if "report" in wanted:
         with run.stage("report"):
-            written = processes.shared("report", lambda: str(_report(workdir)))
+            written = processes.from_first_process("report", lambda: str(_report(workdir)))
             if processes.is_first():
                 print(f"report: {written}", file=sys.stderr)
         result.update(run.provenance())

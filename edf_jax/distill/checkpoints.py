@@ -134,7 +134,9 @@ class Checkpoints:
         """
         leaves, treedef = jax.tree.flatten((state, weight))
         shapes = [leaf.shape for leaf in leaves]
-        details, arrays = processes.shared_arrays("the checkpoint", lambda: self._newest(shapes))
+        details, arrays = processes.arrays_from_first_process(
+            "the checkpoint", lambda: self._newest(shapes)
+        )
         if details is None:
             return state, weight, Position()
         read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]

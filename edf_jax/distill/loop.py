@@ -147,7 +147,7 @@ class _Distillation:
         )
         self.state, self.weight = parallel.from_first((state, weight), placement.mesh())
         self.journal = Journal(config, metrics, self.position)
-        processes.shared(
+        processes.from_first_process(
             "a run's files", lambda: make_consistent(workdir, config, self.position, metrics)
         )
 
@@ -206,11 +206,11 @@ class _Distillation:
         scheduled = (it + 1) % options.save_every == 0 or it + 1 == options.iterations
         # One iteration behind the device, so that it never waits for the host.
         self.journal.settle(behind=0 if scheduled else 1)
-        stops, asked = processes.shared("whether to stop", self._stopping)
+        stops, asked = processes.from_first_process("whether to stop", self._stopping)
         if scheduled or stops or asked:
             self._save(it + 1)
             # Saving settles the iteration that was still pending.
-            stops, _ = processes.shared("whether to stop after all", self._stopping)
+            stops, _ = processes.from_first_process("whether to stop after all", self._stopping)
         if stops:
             self._refuse_fault(it + 1)
         if asked:

@@ -73,7 +73,9 @@ class Pairs:
         asked_at = time.monotonic()
         used: list[Pair] = []
         count = self._config.distill.trajectories
-        processes.shared("pairs", lambda: used.extend(itertools.islice(self._pairs, count)))
+        processes.from_first_process(
+            "pairs", lambda: used.extend(itertools.islice(self._pairs, count))
+        )
         self.waited += time.monotonic() - asked_at
         if not used:
             used = [Pair(*c, self._nothing, self._nothing) for c in choices(self._config, it)]

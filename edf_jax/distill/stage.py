@@ -50,17 +50,23 @@ def distill_run(
         NotLearning: it is to start again (`forget`).
     """
     info = dataset.info
-    finished = distilled_set.shared("a finished set", lambda: _finished_set(config, workdir, info))
+    finished = distilled_set.from_first_process(
+        "a finished set", lambda: _finished_set(config, workdir, info)
+    )
     network = network_for(config, dataset.info)
-    start = distilled_set.shared("the first set", lambda: _first_set(config, workdir, info))
+    start = distilled_set.from_first_process(
+        "the first set", lambda: _first_set(config, workdir, info)
+    )
     if start is None:
         made = initialise(config, dataset, network, store)
-        start = distilled_set.shared("a new set", lambda: made) or made
+        start = distilled_set.from_first_process("a new set", lambda: made) or made
         # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
         start.save(workdir / "distilled" / "step_0.safetensors")
     if finished is not None:
         images = finished.images
-        if not processes.shared("maps", lambda: activation_maps_are_there(workdir, images)):
+        if not processes.from_first_process(
+            "maps", lambda: activation_maps_are_there(workdir, images)
+        ):
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
         return finished

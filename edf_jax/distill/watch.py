@@ -73,7 +73,7 @@ class Watch:
                 "held_out_accuracy_std": float(np.std(held_out)),
             })  # fmt: skip
         rows = self._metrics.rows("distill")
-        found = processes.shared(
+        found = processes.from_first_process(
             "whether it learns", lambda: not_learning(flatten(self._config), rows, evaluations)
         )
         for finding in found:

@@ -391,7 +391,7 @@ def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.
                 _log.warning("%s: made again", error)
         return False, {}
 
-    there, arrays = processes.shared_arrays("stored soft labels", read)
+    there, arrays = processes.arrays_from_first_process("stored soft labels", read)
     return stored_labels.Table(**{k: jnp.asarray(v) for k, v in arrays.items()}) if there else None
 
 

@@ -22,7 +22,7 @@ class Measured:
     def __init__(self, path: pathlib.Path, provenance: Mapping[str, Any]):
         self._path = path
         self._provenance = dict(provenance)
-        self._entries: dict[str, Any] = processes.shared("known figures", self._read)
+        self._entries: dict[str, Any] = processes.from_first_process("known figures", self._read)
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():

@@ -58,7 +58,10 @@ class RealImages:
             features, by = self._features
             own = how(features, train.labels, ipc)
             # Rounding may differ between processes, and the images may not.
-            chosen = processes.shared_arrays("chosen images", lambda: (None, {"": own}))[1][""]
+            _, arrays = processes.arrays_from_first_process(
+                "chosen images", lambda: (None, {"": own})
+            )
+            chosen = arrays[""]
             note = f"by the features of {by}"
         real = LabelledImages(
             np.asarray(info.normalisation.apply(np.asarray(train.images[chosen])), np.float32),

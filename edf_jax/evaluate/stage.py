@@ -153,7 +153,7 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
         def read(path=path, needed=kind == "distilled") -> DistilledSet | None:
             return distilled_set.load(path) if needed or path.exists() else None
 
-        found = distilled_set.shared(kind, read)
+        found = distilled_set.from_first_process(kind, read)
         if found is not None:
             sets[kind] = found
     return sets

@@ -94,7 +94,7 @@ def get_teacher(
     folder = config.teacher.dir or pathlib.Path(config.data.cache_dir or default_cache_dir())
     path = pathlib.Path(folder) / "teachers" / f"{key}.safetensors"
     name = f"{network.name} trained {config.teacher.epochs} epochs on the real data"
-    if not processes.shared("a teacher", lambda: _is_intact(path, network, wanted)):
+    if not processes.from_first_process("a teacher", lambda: _is_intact(path, network, wanted)):
         theta, batch_stats = _train(config, dataset, network, workdir, key, metrics)
         trained = _tested(TrainedNetwork(network, theta, batch_stats, name), dataset)
         details = {**wanted, "accuracy": trained.accuracy}
@@ -113,7 +113,7 @@ def _read_shared(path: pathlib.Path, network: Network) -> tuple[jax.Array, Any, 
         leaves = enumerate(jax.tree.leaves((theta, batch_stats)))
         return details, {f"leaf{i}": np.asarray(leaf) for i, leaf in leaves}
 
-    details, arrays = processes.shared_arrays("a teacher's numbers", read)
+    details, arrays = processes.arrays_from_first_process("a teacher's numbers", read)
     like = jax.eval_shape(network.init, jax.random.key(0))
     leaves = [jnp.asarray(arrays[f"leaf{i}"]) for i in range(len(arrays))]
     theta, batch_stats = jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -265,7 +265,7 @@ def _restore(saved: pathlib.Path, key_name: str, like: training.TrainState):
         return storage.load_details(saved), storage.load_arrays(saved)
 
     try:
-        details, arrays = processes.shared_arrays("a teacher's training", read)
+        details, arrays = processes.arrays_from_first_process("a teacher's training", read)
     except storage.DamagedFile:
         return like, 0
     if details["teacher"] != key_name:

@@ -40,7 +40,7 @@ def find_store(
         wanted: the epochs that are to be there.
         workdir: the run's folder.
     """
-    found = processes.shared(
+    found = processes.from_first_process(
         "the experts' folder", lambda: str(_find(experts, settings, wanted, workdir).folder)
     )
     return TrajectoryStore(pathlib.Path(found))
@@ -145,7 +145,7 @@ def open_to_train(
                 groups = part_of(config, -(-config.experts.num // store.group_size))
                 held.enter_context(lock_when_free(store, lambda: store.lock_groups(groups)))
 
-        processes.shared("the experts' store", take)
+        processes.from_first_process("the experts' store", take)
         yield
 
 

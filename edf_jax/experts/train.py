@@ -84,11 +84,11 @@ def train_experts(
     if is_imported(store):
         return _test_imported(config, dataset, network, store)
     chosen = settings(config, dataset, network)
-    processes.shared("experts' settings", lambda: store.check(chosen))
+    processes.from_first_process("experts' settings", lambda: store.check(chosen))
     options, wanted = config.experts, wanted_epochs(config)
     rows = _Rows(store, metrics, options.epochs)
     if store.is_complete(options.num, wanted):
-        processes.shared(
+        processes.from_first_process(
             "rows of experts", lambda: rows.mend({group: [] for group in _groups(store, config)})
         )
     else:
@@ -97,7 +97,7 @@ def train_experts(
     # Experts that are trained again have their rows among those of a first time.
     metrics.sort("experts", before=("distill", "evaluate"))
     if options.keep == "needed" and not options.dir:
-        processes.shared(
+        processes.from_first_process(
             "epochs to keep", lambda: _drop_epochs(store, _groups(store, config), wanted)
         )
     accuracies: list[float] = []
@@ -118,7 +118,7 @@ def _train_missing(config, trainer: _Trainer, rows: _Rows) -> None:
         rows.mend(found)
         return list(found.items())
 
-    plan = dict(processes.shared("epochs to train", missing))
+    plan = dict(processes.from_first_process("epochs to train", missing))
     total = len(plan) * config.experts.epochs
     left = sum(len(set(epochs) - {0}) for epochs in plan.values())
     with (
@@ -217,7 +217,7 @@ class _Trainer:
         path, options = self.store.folder / "difficulty", self._config.experts
         place = {"settings": self.store.digest}
         try:
-            _, found = processes.shared_arrays(
+            _, found = processes.arrays_from_first_process(
                 "difficulty", lambda: (None, storage.load_arrays(path, place=place))
             )
             return found["scores"]
@@ -276,7 +276,7 @@ def _test_imported(
     config, dataset: Dataset, network: Network, store: TrajectoryStore
 ) -> list[float]:
     """The last test accuracies of imported experts, once it is clear that they fit."""
-    processes.shared(
+    processes.from_first_process(
         "imported experts",
         lambda: check_imported(store, network, config.experts.num, needed_epochs(config)),
     )

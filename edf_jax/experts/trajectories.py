@@ -56,7 +56,7 @@ class DamagedSnapshot(storage.DamagedFile):
 class TrajectoryStore:
     """Snapshots on disk, written by one process and read by any.
 
-    Of processes that run together the first reads for all (`hosts.shared`).
+    Of processes that run together the first reads for all (`processes.from_first_process`).
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -66,12 +66,14 @@ class TrajectoryStore:
     @property
     def group_size(self) -> int:
         """How many experts a group has, but perhaps the last."""
-        return processes.shared("the groups' size", lambda: int(self._record()["group_size"]))
+        return processes.from_first_process(
+            "the groups' size", lambda: int(self._record()["group_size"])
+        )
 
     @property
     def digest(self) -> str:
         """Of all that decides the experts' numbers."""
-        return processes.shared("whose experts", lambda: _whose(self._record()))
+        return processes.from_first_process("whose experts", lambda: _whose(self._record()))
 
     def _record(self) -> dict[str, Any]:
         """As `info`, read once, by this process for itself."""
@@ -160,7 +162,7 @@ class TrajectoryStore:
 
     def is_complete(self, num_experts: int, epochs: Collection[int]) -> bool:
         """Whether all wanted epochs of all experts are there, damaged or not."""
-        return processes.shared(
+        return processes.from_first_process(
             "whether experts are there", lambda: self._is_complete(num_experts, epochs)
         )
 
@@ -216,7 +218,9 @@ class TrajectoryStore:
         Raises:
             storage.DamagedFile: there is no store here, or its record is unreadable.
         """
-        return processes.shared("a store", lambda: storage.read_record(self.folder / _INFO))
+        return processes.from_first_process(
+            "a store", lambda: storage.read_record(self.folder / _INFO)
+        )
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from training the same experts."""
@@ -268,7 +272,7 @@ class TrajectoryStore:
         Raises:
             DamagedSnapshot: they aren't what was written; so in all that reads snapshots.
         """
-        _, arrays = processes.shared_arrays(
+        _, arrays = processes.arrays_from_first_process(
             "an epoch of experts", lambda: (None, self._load(group, epoch))
         )
         count = sum(name.startswith("expert_") for name in arrays)
@@ -290,7 +294,7 @@ class TrajectoryStore:
             with _naming(group, epoch):
                 return storage.load_details(self.path(group, epoch), place)
 
-        return processes.shared("figures of experts", load)
+        return processes.from_first_process("figures of experts", load)
 
     def remove(self, group: int, epoch: int) -> None:
         """Removes one epoch of one group, if it is there."""
@@ -303,13 +307,13 @@ class TrajectoryStore:
             paths = (self.folder / f"group_{group:03d}").glob("epoch_*")
             return sorted(int(path.name[6:]) for path in paths if path.name[6:].isdigit())
 
-        return processes.shared("epochs of experts", found)
+        return processes.from_first_process("epochs of experts", found)
 
     def snapshot(self, expert: int, epoch: int) -> np.ndarray:
         """One expert's parameters `[P]` after an epoch."""
         group, member = self._group(expert)
         name = f"expert_{member}"
-        _, arrays = processes.shared_arrays(
+        _, arrays = processes.arrays_from_first_process(
             "an expert", lambda: (None, self._load(group, epoch, [name]))
         )
         return arrays[name]

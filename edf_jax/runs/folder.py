@@ -151,7 +151,7 @@ class Run:
         _check_environment(self.workdir)
 
     def __enter__(self) -> Run:
-        processes.shared("the run's folder", self._enter)
+        processes.from_first_process("the run's folder", self._enter)
         return self
 
     def _enter(self) -> None:

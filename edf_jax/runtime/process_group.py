@@ -69,7 +69,9 @@ class Group:
         finally:
             self._apart = False
 
-    def shared(self, what: str, make: Callable[[], tuple[Any, Arrays]]) -> tuple[Any, Arrays]:
+    def from_first_process(
+        self, what: str, make: Callable[[], tuple[Any, Arrays]]
+    ) -> tuple[Any, Arrays]:
         if preemption.asked_here():
             self._say("stop")
         if self.index > 0:
@@ -91,7 +93,7 @@ class Group:
         return value, arrays
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def in_every_process(self) -> Iterator[None]:
         record = failed = None
         try:
             with self._by_itself():
@@ -116,7 +118,7 @@ class Group:
             if asked_here:
                 self._say("stop")
             return self._look()
-        return self.shared("whether to stop", lambda: (self._look(), {}))[0]
+        return self.from_first_process("whether to stop", lambda: (self._look(), {}))[0]
 
     def leave(self, status: int) -> None:
         sys.stdout.flush()

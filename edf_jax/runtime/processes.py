@@ -1,8 +1,8 @@
 """Several processes, on one machine or many, that run one program together.
 
 All of them compute the same programs on the same values. What a program depends on besides, that is
-files and the clock, the first process looks at, and tells the others (`shared`); it alone writes
-the run's files. So only the first needs the run's folder; the images are read by each.
+files and the clock, the first process looks at, and tells the others (`from_first_process`); it
+alone writes the run's files. So only the first needs the run's folder; the images are read by each.
 
 A process that ends before the others takes them along: they stop at the next value that they
 share or compute together, or are ended by JAX's coordination service.
@@ -210,11 +210,11 @@ def is_first() -> bool:
     return _group is None or _group.index == 0
 
 
-def shared(what: str, make: Callable[[], _T]) -> _T:
+def from_first_process(what: str, make: Callable[[], _T]) -> _T:
     """A value that the first process makes, the same in all processes.
 
-    All of them call it in the same order. What runs within `make`, within `together` or in another
-    thread is this process's own business: there, `make` is simply called.
+    All of them call it in the same order. What runs within `make`, within `in_every_process` or in
+    another thread is this process's own business: there, `make` is simply called.
 
     Args:
         what: is made, in a few words; checked to be the same in all processes.
@@ -224,18 +224,20 @@ def shared(what: str, make: Callable[[], _T]) -> _T:
         UserError: `make` raised it, in all processes; likewise `Preempted`.
         Left: another process ended with a failure.
     """
-    return shared_arrays(what, lambda: (make(), {}))[0]
+    return arrays_from_first_process(what, lambda: (make(), {}))[0]
 
 
-def shared_arrays(what: str, make: Callable[[], tuple[_T, Arrays]]) -> tuple[_T, Arrays]:
-    """As `shared`, of a value and arrays by name."""
+def arrays_from_first_process(
+    what: str, make: Callable[[], tuple[_T, Arrays]]
+) -> tuple[_T, Arrays]:
+    """As `from_first_process`, of a value and arrays by name."""
     if _group is None or _group.is_apart():
         return make()
-    return _group.shared(what, make)
+    return _group.from_first_process(what, make)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def in_every_process() -> Iterator[None]:
     """Each process does the work within by itself; it is well only if it is so in all.
 
     Raises:
@@ -244,7 +246,7 @@ def together() -> Iterator[None]:
     if _group is None or _group.is_apart():
         yield
         return
-    with _group.together():
+    with _group.in_every_process():
         yield
 
 
@@ -258,8 +260,8 @@ def check_same(what: str, value: Any) -> None:
     Raises:
         UserError: in all processes; names the one that differs.
     """
-    firsts = shared(what, lambda: value)
-    with together():
+    firsts = from_first_process(what, lambda: value)
+    with in_every_process():
         if firsts != json.loads(json.dumps(value)):
             raise UserError(f"{what} differs from the first process's: start all of them alike")
 

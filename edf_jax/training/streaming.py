@@ -67,7 +67,7 @@ def place(
         images = normalisation.apply(np.asarray(images))
     prepare = normalisation.apply if normalisation.zca is None else lambda x: x
     size = images.size * images.dtype.itemsize
-    stays = processes.shared("where images lie", lambda: fits_on_device(size, choice))
+    stays = processes.from_first_process("where images lie", lambda: fits_on_device(size, choice))
     return jnp.asarray(images) if stays else images, prepare
 
 

@@ -87,9 +87,9 @@ def settle(config, workdir: pathlib.Path, *, measure: bool = True):
         return config
     if not wanted:
         return config
-    found = processes.shared("sizes", lambda: _of_folder(workdir, wanted))
+    found = processes.from_first_process("sizes", lambda: _of_folder(workdir, wanted))
     if found is None:
-        found = processes.shared("sizes", lambda: _choose(config, wanted, measure))
+        found = processes.from_first_process("sizes", lambda: _choose(config, wanted, measure))
     return resolve(config, **found)
 
 

@@ -57,7 +57,7 @@ class Tuning:
         self._autos = autos(flatten(asked))
         self._record: dict[str, Any] = {"chosen": {}, "told": {}, "seconds": 0.0}
         if self._autos:
-            self._record = processes.shared("chosen numbers", self._read)
+            self._record = processes.from_first_process("chosen numbers", self._read)
         self._settle()
 
     def _read(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Tuning:
             began: when the choice was, by `time.monotonic`.
         """
         self._record["seconds"] += round(time.monotonic() - began, 1)
-        self._record = processes.shared("chosen numbers", lambda: self._record)
+        self._record = processes.from_first_process("chosen numbers", lambda: self._record)
         self._settle()
         storage.write_record(self._path, self._record)
 

@@ -144,9 +144,9 @@ def test_any_process_may_be_asked_to_stop(tmp_path, asked):
 
 def test_a_process_alone_shares_with_itself():
     assert processes.count() == 1 and processes.is_first() and processes.process_name() == ""
-    assert processes.shared("a number", lambda: 3) == 3
+    assert processes.from_first_process("a number", lambda: 3) == 3
     processes.check_same("a number", 3)
-    with processes.together():
+    with processes.in_every_process():
         pass
     assert not preemption.asked() and processes.leave(2) == 2
 

@@ -27,7 +27,7 @@ def _row(run, **changes) -> Row:
 
 
 def _all(kept):
-    return real_scenes.runs(kept, "imagenette", 10, range(2), 32)
+    return real_scenes.runs(kept, "imagenette", 10, range(2), 32, tuple(real_scenes.ROWS))
 
 
 def test_each_method_tries_the_same_rates_and_takes_the_best_on_held_out_images():
@@ -56,6 +56,6 @@ def test_runs_have_identities_of_their_own_and_keep_them():
 
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_cpd_drops_nothing_at_one_image_a_class(ipc):
-    rows = real_scenes.runs([], "imagewoof", ipc, range(1), 32)
+    rows = real_scenes.runs([], "imagewoof", ipc, range(1), 32, tuple(real_scenes.ROWS))
     edf = next(run for run in rows if run.row.startswith("edf"))
     assert edf.values["distill.drop"] == (0.0 if ipc == 1 else 0.25)

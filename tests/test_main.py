@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -167,6 +168,17 @@ def test_a_second_process_and_another_value_are_refused(whole, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "distill.lr_img=1000.0, not 3.0" in said
+
+
+def test_another_environment_is_refused_in_a_line(whole):
+    ended = subprocess.run(
+        tiny_run.command(whole, **_SETTINGS),
+        env={**tiny_run.environment(), "JAX_ENABLE_X64": "1"},
+        cwd=tiny_run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.count("\n") == 1
+    assert "started with jax_enable_x64=False, not True" in ended.stderr
+    assert "set that as it was" in ended.stderr
 
 
 def test_configs_are_found_from_anywhere_and_ones_own_too(tmp_path, capsys, monkeypatch):

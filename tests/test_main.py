@@ -197,6 +197,8 @@ def test_bad_flags_values_and_files_are_refused_in_a_line():
         *list(badinput.command_cases())[::2],
         *list(badinput.value_cases())[::30],
         *list(badinput.file_cases())[::6],
+        *[case for case in badinput.place_cases() if not case.environment][::7],
+        *list(badinput.stranger_cases())[::3],
         *badinput.generated_cases(15),
     ]
     assert badinput.check(cases, 1) == []

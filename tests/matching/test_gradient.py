@@ -216,7 +216,8 @@ def test_an_argument_of_another_kind_is_told(changes, message):
     names = ("loss", "augment", "start", "target", "images", "labels", "alpha", "batches")
     with pytest.raises(ValueError, match=message):
         # As users call it, without the checks of types that tests have.
-        inspect.unwrap(matching.matching_gradient)(**dict(zip(names, _problem(jnp.float32))) | changes)
+        function = inspect.unwrap(matching.matching_gradient)
+        function(**dict(zip(names, _problem(jnp.float32))) | changes)
 
 
 def test_images_may_be_numpy_arrays():

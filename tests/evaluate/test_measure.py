@@ -271,7 +271,7 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
-    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial = dataclasses.replace(distilled, parameters=distilled.images / 2, alpha=0.02, step=0)
     initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
 

@@ -203,7 +203,7 @@ def test_record_measures_what_eight_bits_lose():
     beyond = distilled.images.copy()
     beyond[0] += 10  # far out of a pixel's range
     assert describe(distilled, {})["rounding_rms"] < 0.01
-    assert describe(dataclasses.replace(distilled, images=beyond), {})["rounding_rms"] > 1
+    assert describe(dataclasses.replace(distilled, parameters=beyond), {})["rounding_rms"] > 1
 
 
 def test_whitened_sets_export_pixels_turned_back(tmp_path):
@@ -302,7 +302,7 @@ def test_images_of_other_channels_are_refused_by_png_only(tmp_path):
     distilled = _set()
     four = dataclasses.replace(
         distilled,
-        images=np.zeros((2, 6, 5, 4), np.float32),
+        parameters=np.zeros((2, 6, 5, 4), np.float32),
         labels=np.zeros((2, 3), np.float32),
         normalisation=Normalisation((0.0,) * 4, (1.0,) * 4),
     )

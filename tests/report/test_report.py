@@ -97,7 +97,7 @@ def _write_metrics(workdir, iterations, rng):
 def _write_set(workdir, name, pixels, labels, class_names, step):
     normalisation = IMAGENET if pixels.shape[-1] == 3 else Normalisation((0.5,), (0.25,))
     DistilledSet(
-        images=normalisation.apply(np.asarray(pixels, np.float32)),
+        parameters=normalisation.apply(np.asarray(pixels, np.float32)),
         labels=4.0 * np.eye(len(class_names), dtype=np.float32)[labels],
         alpha=0.0123,
         class_names=tuple(class_names),

@@ -425,7 +425,7 @@ def check_against_data(config, class_counts: Sequence[int], class_names: Sequenc
     ipc, real = config.distill.ipc, parametrisation(config.distill).real
     smallest = min(range(len(class_counts)), key=lambda label: class_counts[label])
     fewest, name = class_counts[smallest], class_names[smallest]
-    if fewest < real:
+    if real > max(fewest, 1):
         raise UserError(
             f"distill.parametrisation={config.distill.parametrisation} makes a stored image of "
             f"{real} real ones, and class {name!r} has {fewest}: lower "

@@ -112,8 +112,9 @@ def _accuracies(record: Mapping[str, Any]) -> str:
     accuracy, references = record["accuracy"], record["references"]
     if not accuracy:
         return ""
+    as_pixels = record["stored"]["num_images"] == record["num_images"]
     rows = {
-        "as many random real images": "random",
+        f"{'as many' if as_pixels else 'in as many bytes,'} random real images": "random",
         "the images that it grew from": "initial",
         "this set": "",
         "all real images": "full",

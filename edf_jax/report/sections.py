@@ -126,9 +126,9 @@ def gallery(run: RunFiles) -> dict[str, Any] | None:
 
 
 def stored_images(run: RunFiles) -> dict[str, Any] | None:
-    """What is stored of some distilled images, where that is a picture and isn't they."""
+    """What is stored of some distilled images, where that is a picture but isn't the images."""
     last = run.last
-    if last is None or last.parametrisation.images == 1 or not last.parametrisation.is_picture:
+    if last is None or not last.parametrisation.is_picture:
         return None
     if last.normalisation.zca is not None:
         return None  # which whitens whole images, not tiles of them

@@ -132,10 +132,11 @@ def _note(kind: str, result: Mapping[str, Any]) -> str:
 def _own_note(kind: str, result: Mapping[str, Any]) -> str:
     step = result.get(f"{kind}_step")
     if kind == "random":
+        many = "in as many bytes" if _decodes(result) else "as many"
         if result.get("protocol", "plain") != "plain":
-            return "as many"
+            return many
         rate = result.get("random_rate")
-        return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
+        return f"{many}, their own labels" + (f", the best rate ({rate:g})" if rate else "")
     if kind in ("herding", "k_centre", "real_soft", "downsampled"):
         return result.get(f"{kind}_note", "")
     if kind == "initial":
@@ -150,6 +151,14 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
         chosen = "test" if kind == "best_on_test" else "held-out training"
         return f"chosen on {chosen} data" + ("" if step is None else f", iteration {step}")
     return result.get("full_how", "what distillation aims at")
+
+
+def _decodes(result: Mapping[str, Any]) -> bool:
+    """Whether the set's stored images are decoded into more: it has more labels for its bytes."""
+    ours, real = (StoredBytes.of_figures(result, kind) for kind in ("distilled", "random"))
+    if ours is None or real is None:
+        return False
+    return ours.labels * real.images > real.labels * ours.images
 
 
 def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:

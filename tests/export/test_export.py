@@ -20,6 +20,7 @@ from edf_jax.export import write as export
 from edf_jax.export.__main__ import main
 from edf_jax.export.formats import as_uint8, describe, probabilities
 from edf_jax.export.huggingface import dataset_card
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime.errors import UserError
 
@@ -84,6 +85,31 @@ def test_images_folder_has_every_image_and_its_soft_label(run):
     # Readers such as torchvision's ImageFolder number classes in the order of folders' names.
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert [int(name[0]) for name in folders] == list(range(3))
+
+
+def test_exports_hold_decoded_images_and_say_what_is_stored(tmp_path):
+    distilled = _set()
+    grids = dataclasses.replace(
+        distilled,
+        labels=np.repeat(distilled.labels, 4, axis=0),
+        parametrisation=multi_formation(2),
+    )
+    out = export.export(grids, "images", tmp_path / "images")
+    assert len(list(out.glob("*/*.png"))) == 28
+    with np.load(export.export(grids, "npz", tmp_path / "a.npz"), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["images"], grids.images)
+        record = json.loads(str(arrays["record"]))
+    assert record["num_images"] == 28
+    assert record["stored"] == {
+        "parametrisation": "multi_formation", "factor": 2, "num_images": 7, "dtype": "float32",
+        "image_bytes": 7 * 6 * 5 * 3 * 4, "label_bytes": 28 * 3 * 4,
+        "decoded_image_bytes": 28 * 6 * 5 * 3 * 4,
+    }  # fmt: skip
+    card = dataset_card(describe(grids, RESULT))
+    assert "they take 2,520 bytes (7 stored images, `multi_formation` with factor\n2;" in card
+    assert "in float32, 10,080) and the labels' logits 336 (float32)." in card
+    assert "in as many bytes, random real images" in card
+    assert "the images take 2,520 bytes and" in dataset_card(describe(distilled, RESULT))
 
 
 def test_grey_images_stay_grey(tmp_path):

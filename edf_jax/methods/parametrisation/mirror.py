@@ -17,7 +17,7 @@ def mirror(factor: int = 1) -> Parametrisation:
     """A stored image is decoded into itself and its mirror image; there is no factor."""
     del factor
     return Parametrisation(
-        "mirror", lambda images: images, with_mirror_images, images=2, is_picture=True
+        "mirror", encode=lambda images: images, decode=with_mirror_images, images=2
     )
 
 

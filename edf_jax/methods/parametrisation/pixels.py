@@ -13,7 +13,7 @@ def _itself(images):
     return images
 
 
-PIXELS = Parametrisation("pixels", _itself, _itself, is_picture=True)
+PIXELS = Parametrisation("pixels", _itself, _itself)
 
 
 def pixels(factor: int = 1) -> Parametrisation:

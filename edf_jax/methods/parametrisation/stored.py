@@ -21,7 +21,7 @@ class Parametrisation:
         factor: its only setting, at least 1; 1 where it has none.
         images: how many images a stored one is decoded into, a multiple of `real`.
         real: of how many real images a stored one is made at the start.
-        is_picture: whether parameters look like images, in the same units.
+        is_picture: whether parameters are pictures, in the units of images, but not the images.
     """
 
     name: str

@@ -112,9 +112,10 @@ def _accuracies(record: Mapping[str, Any]) -> str:
     accuracy, references = record["accuracy"], record["references"]
     if not accuracy:
         return ""
-    as_pixels = record["stored"]["num_images"] == record["num_images"]
+    decoded = record["stored"]["num_images"] != record["num_images"]
+    as_many = "random real images of as many bytes" if decoded else "as many random real images"
     rows = {
-        f"{'as many' if as_pixels else 'in as many bytes,'} random real images": "random",
+        as_many: "random",
         "the images that it grew from": "initial",
         "this set": "",
         "all real images": "full",

@@ -14,6 +14,7 @@ from edf_jax.distill.initial_set import initialise
 from edf_jax.matching.iteration import Learnable, initial_state, make_iteration
 from edf_jax.methods import family
 from edf_jax.training.trained import TrainedNetwork
+from edf_jax.tune.measure import Gradients
 from tests import tiny
 
 _GRID = {"distill.parametrisation": "multi_formation", "distill.parametrisation_factor": 2}
@@ -106,6 +107,17 @@ def test_methods_with_other_labels_distil_grids_too(method, tmp_path, store):
     found = tiny.run_distillation(config, tmp_path, store, initial=initial)
     assert not np.array_equal(found.parameters, initial.parameters)
     assert found.labels.shape == (12, 3) and np.isfinite(found.labels).all()
+
+
+def test_rates_are_found_for_what_is_stored(store):
+    config = tiny.config("edf", **_GRID, **{"distill.threshold": 0.0})
+    initial = _initial(config)
+    found = Gradients(config, tiny.network(), initial, store, [(0, 0), (1, 1)])
+    start = Learnable(*map(jnp.asarray, (initial.parameters, initial.labels, jnp.float32(0.05))))
+    loss, gradients = found.at(start, 0)
+    assert np.isfinite(loss) and gradients.images.shape == initial.parameters.shape
+    rms = float(np.sqrt(np.mean(np.square(gradients.images))))
+    assert found.start(1)[0] == pytest.approx(rms) and rms > 0
 
 
 @pytest.mark.parametrize("init", ["real", "noise"])

@@ -111,7 +111,7 @@ def test_exports_hold_decoded_images_and_say_what_is_stored(tmp_path):
     card = dataset_card(describe(grids, RESULT))
     assert "they take 2,520 bytes (7 stored images, `multi_formation` with factor\n2;" in card
     assert "in float32, 10,080) and the labels' logits 336 (float32)." in card
-    assert "in as many bytes, random real images" in card
+    assert "random real images of as many bytes" in card
     assert "the images take 2,520 bytes and" in dataset_card(describe(distilled, RESULT))
 
 

@@ -27,7 +27,7 @@ def multi_formation(factor: int) -> Parametrisation:
         factor,
         images=factor**2,
         real=factor**2,
-        is_picture=True,
+        is_picture=factor > 1,
     )
 
 

@@ -31,7 +31,7 @@ def moved(trajectory: int, data: int, together: int, dtype):
     settings = config.resolve(
         config.default_config(
             **{
-                "distill.ipc": 2,
+                "distill.parametrisation": "multi_formation",
                 "distill.batch_syn": _BATCH,
                 "distill.syn_steps": 2,
                 "distill.trajectories": _TRAJECTORIES,
@@ -50,7 +50,8 @@ def moved(trajectory: int, data: int, together: int, dtype):
     starts = jax.vmap(lambda key: network.init(key)[0])(jax.random.split(keys[0], _TRAJECTORIES))
     starts = starts.astype(dtype)
     targets = starts + 0.02 * jax.random.normal(keys[1], starts.shape, dtype)
-    images = jax.random.normal(keys[2], (8, 8, 8, 3), dtype)
+    # Two grids of four images each.
+    images = jax.random.normal(keys[2], (2, 8, 8, 3), dtype)
     labels = jax.random.normal(keys[3], (8, 4), dtype)
     values = iteration.Learnable(images, labels, jnp.asarray(0.1, dtype))
     state = iteration.initial_state(settings.distill, values)

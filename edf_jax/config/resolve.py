@@ -11,7 +11,7 @@ from typing import Any
 from edf_jax.config.schema import AUTO, FREE, SCHEMA, Key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa
-from edf_jax.methods.family import METHODS
+from edf_jax.methods.family import METHODS, parametrisation
 from edf_jax.models import build_network, network_names
 from edf_jax.models.choose import MATCHED, expand
 from edf_jax.runtime.errors import UserError
@@ -422,10 +422,24 @@ def check_against_data(config, class_counts: Sequence[int], class_names: Sequenc
         raise UserError(
             f"the data has {len(class_counts)} class; distilling needs two or more: see data.path"
         )
-    ipc = config.distill.ipc
+    ipc, real = config.distill.ipc, parametrisation(config.distill).real
     smallest = min(range(len(class_counts)), key=lambda label: class_counts[label])
-    if class_counts[smallest] < ipc:
+    fewest, name = class_counts[smallest], class_names[smallest]
+    if real > max(fewest, 1):
         raise UserError(
-            f"distill.ipc={ipc} is more than the {class_counts[smallest]} training images of class "
-            f"{class_names[smallest]!r}: set distill.ipc={class_counts[smallest]} or lower"
+            f"distill.parametrisation={config.distill.parametrisation} makes a stored image of "
+            f"{real} real ones, and class {name!r} has {fewest}: lower "
+            "distill.parametrisation_factor"
+        )
+    if fewest < ipc * real:
+        each = f" times {real} real images in each" if real > 1 else ""
+        raise UserError(
+            f"distill.ipc={ipc}{each} is more than the {fewest} training images of class "
+            f"{name!r}: set distill.ipc={fewest // real} or lower"
+        )
+    shrunk = ipc * config.distill.parametrisation_factor**2
+    if "downsampled" in baseline_names(config.evaluate.baselines) and fewest < shrunk:
+        raise UserError(
+            f"evaluate.baselines=downsampled takes {shrunk} real images of a class, and {name!r} "
+            f"has {fewest}: leave it out, or lower distill.parametrisation_factor"
         )

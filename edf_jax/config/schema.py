@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edf_jax.config.key import AUTO, Key, share
 from edf_jax.methods import dsa, gradcam
-from edf_jax.methods.family import METHODS
+from edf_jax.methods.family import METHODS, PARAMETRISATIONS
 from edf_jax.runtime.devices import PRECISIONS
 
 _EDF = "EDF (2410.17193), official code"
@@ -145,7 +145,21 @@ _EXPERTS = {
 }
 
 _DISTILL = {
-    "distill.ipc": Key(10, "synthetic images per class", at_least=1),
+    "distill.ipc": Key(10, "synthetic images per class, as they are stored", at_least=1),
+    "distill.parametrisation": Key(
+        "pixels",
+        "how they are stored, and into how many images each is decoded: as pixels; as a grid of "
+        "smaller ones; as low frequencies of several; beside their mirror images",
+        "IDC (2205.14959), FreD (2311.08819), FYI (2407.08113)",
+        tuple(PARAMETRISATIONS),
+    ),
+    "distill.parametrisation_factor": Key(
+        2,
+        "multi_formation: small images in a row and a column of a stored one; frequency: images "
+        "that share the coefficients of one; the others have none",
+        "IDC (2205.14959)",
+        at_least=1,
+    ),
     "distill.iterations": Key(
         10000, "last outer iteration, where they start from 0", _EDF, at_least=0, auto=300
     ),
@@ -274,7 +288,7 @@ _EVALUATE = {
         "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
     ),
     "evaluate.baselines": Key(
-        "random", "comma-separated: random, herding, k_centre, real_soft; '' is none"
+        "random", "comma-separated: random, herding, k_centre, real_soft, downsampled; '' is none"
     ),
     "evaluate.scores": Key(
         False, "DD-Ranking's label- and augmentation-robust scores; four more trainings each"

@@ -9,8 +9,11 @@ import numpy as np
 
 from edf_jax.runtime.errors import UserError
 
-# `real_soft` is the random images with soft labels.
-BASELINES = ("random", "herding", "k_centre", "real_soft")
+# `real_soft` is the random images with soft labels; `downsampled` more of them, shrunk to as many
+# bytes.
+BASELINES = ("random", "herding", "k_centre", "real_soft", "downsampled")
+# Those that are chosen and labelled without a trained network.
+NEED_NO_NETWORK = ("random", "downsampled")
 
 
 def _members(labels: np.ndarray, ipc: int) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from edf_jax.data.decode import ImageSettings, Unreadable, decode
 from edf_jax.data.sources import class_numbers
 from edf_jax.data.subsets import index_by_wnid
 from edf_jax.distilled_set import DistilledSet, LabelledImages
+from edf_jax.methods.parametrisation.pixels import PIXELS
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime.errors import UserError
 
@@ -142,7 +143,9 @@ def _as_normalised(
     if distilled.normalisation == wanted:
         return dataclasses.replace(distilled, note=note), told
     inputs = np.asarray(wanted.apply(distilled.pixels), np.float32)
-    return dataclasses.replace(distilled, images=inputs, normalisation=wanted, note=note), told
+    # Of the decoded images: what they were decoded from is of its own normalisation.
+    anew = dataclasses.replace(distilled, parameters=inputs, parametrisation=PIXELS)
+    return dataclasses.replace(anew, normalisation=wanted, note=note), told
 
 
 def _logits(labels: np.ndarray, info: DatasetInfo, path: pathlib.Path) -> np.ndarray:

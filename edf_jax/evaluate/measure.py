@@ -140,7 +140,7 @@ class Evaluation:
         """The figures of each, measured now where they aren't known.
 
         Returns:
-            Each with its network's name, its protocol and what the images are.
+            Each with its network's name, its protocol, what the images are and their bytes.
         """
         identities = [self.identity(one) for one in measurements]
         left = {
@@ -158,7 +158,8 @@ class Evaluation:
                 make = functools.partial(self.run, one, on_epochs)
                 row = {"network": self.label(one.network), "protocol": one.protocol}
                 note = {"note": one.images.note} if one.images.note else {}
-                rows.append({**row, **note, **self.measured.need(identity, make)})
+                sizes = one.images.stored_bytes.figures()
+                rows.append({**row, **note, **sizes, **self.measured.need(identity, make)})
         return rows
 
     def label(self, name: str) -> str:
@@ -200,7 +201,7 @@ class Evaluation:
         )
 
     def _batch(self, one: Measurement) -> int:
-        options, count = self.config.evaluate, len(one.images.images)
+        options, count = self.config.evaluate, len(one.images.labels)
         if one.protocol == "plain":
             return options.batch
         num_classes = self.dataset.info.num_classes
@@ -366,12 +367,12 @@ class Evaluation:
 
 
 def images_per_class(images: LabelledImages) -> int:
-    """How many images a class has, on average rounded down.
+    """How many stored images a class has, on average rounded down.
 
     Raises:
         UserError: less than one.
     """
-    count, num_classes = images.labels.shape
+    count, num_classes = len(images.parameters), images.labels.shape[1]
     if count < num_classes:
         raise UserError(
             f"{images.note}: {count} images for {num_classes} classes; a comparison with real "
@@ -396,5 +397,5 @@ def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.
 
 
 def _sizes(table, images: LabelledImages, path: pathlib.Path | None) -> dict[str, Any]:
-    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": images.images.nbytes}
+    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": images.stored_bytes.images}
     return sizes if path is None else {**sizes, "soft_label_file": str(path)}

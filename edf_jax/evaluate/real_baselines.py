@@ -14,6 +14,8 @@ from edf_jax.data import Dataset, coresets
 from edf_jax.distilled_set import LabelledImages
 from edf_jax.experts.train import expert_after
 from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
+from edf_jax.methods.parametrisation.pixels import PIXELS
 from edf_jax.methods.soft_labels import average_labels, hard_labels
 from edf_jax.models.choose import network_for
 from edf_jax.runtime import processes, randomness
@@ -47,12 +49,19 @@ class RealImages:
         self._config, self._dataset, self._networks = config, dataset, networks
 
     def choose(self, name: str, ipc: int) -> LabelledImages:
-        """One of `coresets.BASELINES`, `ipc` images of each class."""
-        train, info = self._dataset.train, self._dataset.info
-        if name in ("random", "real_soft"):
+        """One of `coresets.BASELINES`, `ipc` stored images of each class.
+
+        Those of `downsampled` are grids of smaller ones, as `multi_formation` starts from.
+        """
+        train, info, stored = self._dataset.train, self._dataset.info, PIXELS
+        if name == "downsampled":
+            stored = multi_formation(self._config.distill.parametrisation_factor)
+        if name in ("random", "real_soft", "downsampled"):
             rng = randomness.host_stream(self._config.seed, "random baseline")
-            chosen = coresets.choose_random(rng, train.labels, ipc)
+            chosen = coresets.choose_random(rng, train.labels, ipc * stored.real)
             note = "random, their own labels"
+            if name == "downsampled":
+                note = f"{stored.real} times as many, shrunk to the same bytes, their own labels"
         else:
             how = {"herding": coresets.herding, "k_centre": coresets.k_centre}[name]
             features, by = self._features
@@ -63,11 +72,13 @@ class RealImages:
             )
             chosen = arrays[""]
             note = f"by the features of {by}"
+        images = info.normalisation.apply(np.asarray(train.images[chosen]))
         real = LabelledImages(
-            np.asarray(info.normalisation.apply(np.asarray(train.images[chosen])), np.float32),
+            np.asarray(stored.encode(images), np.float32),
             hard_labels(train.labels[chosen], info.num_classes),
             note=note,
             positions=chosen,
+            parametrisation=stored,
         )
         return self._with_soft_labels(real) if name == "real_soft" else real
 

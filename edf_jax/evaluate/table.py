@@ -25,6 +25,7 @@ from edf_jax.config.resolve import METHODS, network_list, resolve
 from edf_jax.data import Dataset
 from edf_jax.data.coresets import BASELINES
 from edf_jax.distill.stage import distill_run
+from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.evaluate import labelled_images
 from edf_jax.evaluate.measure import Evaluation, Measurement
 from edf_jax.evaluate.real_baselines import trained_experts
@@ -47,6 +48,7 @@ _TITLES = {
     "herding": "Herding",
     "k_centre": "k-centre",
     "real_soft": "Random, soft labels",
+    "downsampled": "Random, shrunk to the same bytes",
     **{name: name.upper() for name in METHODS},
 }
 _USAGE = f"""\
@@ -237,7 +239,10 @@ def to_markdown(table: Mapping[str, Any]) -> str:
     """The table and what it takes to read it."""
     lines: dict[str, dict[str, str]] = {}
     for row in table["rows"]:
-        line = lines.setdefault(row["set"], {"images": _TITLES.get(row["set"], row["set"])})
+        stored = StoredBytes.of_figures(row)
+        what = {"images": _TITLES.get(row["set"], row["set"])}
+        what |= {BYTES: "" if stored is None else stored.text}
+        line = lines.setdefault(row["set"], what)
         line[f"{row['protocol']}, {row['network']}"] = _text(row)
     return f"{tables.to_markdown(list(lines.values()))}\n{_notes(table)}\n"
 
@@ -283,7 +288,8 @@ def _notes(table: Mapping[str, Any]) -> str:
 def to_csv(table: Mapping[str, Any]) -> str:
     """A line per figure."""
     measured = ("mean", "std", "low", "high", "num_eval", "num_images")
-    columns = ("set", "protocol", "network", *measured, "rate", "rate_from", "seconds")
+    stored = ("image_bytes", "label_bytes")
+    columns = ("set", "protocol", "network", *measured, *stored, "rate", "rate_from", "seconds")
     rows = []
     for row in table["rows"]:
         low, high = row["interval"] or ("", "")

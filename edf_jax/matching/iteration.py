@@ -35,8 +35,9 @@ class Learnable(NamedTuple):
     """What distillation moves.
 
     Attributes:
-        images: `[n, H, W, C]`, normalised.
-        labels: `[n, C]` logits.
+        images: `[m, H, W, C]`, normalised; in the state of a distillation as they are stored
+            (`methods.parametrisation`), where a student learns from them decoded.
+        labels: `[n, C]` logits, of every decoded image.
         alpha: the student's rate, a scalar.
     """
 
@@ -51,7 +52,8 @@ class SynState(NamedTuple):
     Attributes:
         values: what is learned.
         momentum: optax's state.
-        average: the images' moving average, `[n, H, W, C]`; None where none is kept.
+        average: the moving average of the images as they are stored, `[m, H, W, C]`; None where
+            none is kept.
     """
 
     values: Learnable
@@ -122,6 +124,7 @@ def outer_step(
     threshold: float,
     *,
     decay: float = 0.0,
+    to_parameters: Callable[[jax.Array], jax.Array] = lambda gradient: gradient,
 ) -> tuple[SynState, jax.Array]:
     """Moves the set by its gradients, unless the matching loss is over the gate.
 
@@ -129,11 +132,12 @@ def outer_step(
         optimiser: of `Learnable`.
         state: the set and its momentum.
         loss: the matching loss.
-        gradients: of the loss.
+        gradients: of the loss, with respect to the decoded images, labels and alpha.
         weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
         threshold: the gate; 0 is none. Past it, past `DIVERGED_LOSS`, or where a number of the
             gradients or of what they lead to isn't finite, nothing moves, momentum included.
         decay: of the images' moving average, where the state has one.
+        to_parameters: gradient of the decoded images -> that of what is stored of them.
 
     Returns:
         The new state, and whether the iteration was skipped.
@@ -141,7 +145,7 @@ def outer_step(
     keep = loss <= min(threshold or DIVERGED_LOSS, DIVERGED_LOSS)
     for leaf in gradients:
         keep &= jnp.all(jnp.isfinite(leaf))
-    gradients = gradients._replace(images=gradients.images * weight)
+    gradients = gradients._replace(images=to_parameters(gradients.images * weight))
     updates, momentum = optimiser.update(gradients, state.momentum, state.values)
     values = optax.apply_updates(state.values, updates)
     average = state.average
@@ -161,7 +165,7 @@ def make_iteration(
     Args:
         config: resolved.
         network: the student's.
-        num_images: n.
+        num_images: n, decoded.
         placement: where its work is placed; None leaves it to `place`.
 
     Returns:
@@ -175,6 +179,7 @@ def make_iteration(
     placement = placement or place(config, network, num_images)
     check_batches(placement, network, num_images)
     optimiser = outer_optimiser(options)
+    decode = family.parametrisation(options).decode
     student = Student(config, network, num_images, placement)
     match = _over_trajectories(student.match, placement)
 
@@ -182,10 +187,13 @@ def make_iteration(
     def iteration(state, starts, targets, weight, key):
         keys = jax.random.split(key, len(starts))
         ops = student.op_keys(keys[0])
-        loss, gradients, labels = match(state.values, ops, starts, targets, keys)
+        images, pull_back = jax.vjp(decode, state.values.images)
+        seen = state.values._replace(images=images)
+        loss, gradients, labels = match(seen, ops, starts, targets, keys)
         state, skipped = outer_step(
-            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average
-        )
+            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average,
+            to_parameters=lambda gradient: pull_back(gradient)[0],
+        )  # fmt: skip
         if family.LABELS[options.labels].of_target:
             labels = jnp.where(skipped, state.values.labels, labels)
             state = state._replace(values=state.values._replace(labels=labels))

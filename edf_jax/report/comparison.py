@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.report import charts
 from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Grid, GridRun
@@ -72,6 +73,7 @@ class Row:
         device_memory: the most that an accelerator held, in MiB.
         experts: the name of the run that trained them, and its seconds.
         initial: of the images that each run started from; None where it wasn't measured.
+        stored: what the set takes; None where its result doesn't tell.
     """
 
     label: str
@@ -83,6 +85,7 @@ class Row:
     device_memory: float | None
     experts: tuple[str, float] | None
     initial: Figure | None = None
+    stored: StoredBytes | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
@@ -107,6 +110,8 @@ class Row:
             "device_memory_mb": self.device_memory,
             "experts": self.experts and self.experts[0],
             "experts_seconds": self.experts and round(self.experts[1], 1),
+            "image_bytes": self.stored and self.stored.images,
+            "label_bytes": self.stored and self.stored.labels,
         }
 
     def cells(self) -> dict[str, str]:
@@ -118,6 +123,7 @@ class Row:
             "95% interval": interval_text(self.last.interval),
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
+            BYTES: "" if self.stored is None else self.stored.text,
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
             "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
@@ -155,6 +161,7 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         max(device, default=None),
         experts,
         _figure(results, "initial"),
+        StoredBytes.of_figures(results[0], kind),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edf_jax.config.resolve import flatten
+from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.runs.files import open_run, selected
 from edf_jax.runs.statistics import interval95, interval_text, mean_text
 from edf_jax.runtime import tables
@@ -30,6 +31,7 @@ _TITLES = {
     "herding": "Herded real images",
     "k_centre": "k-centre real images",
     "real_soft": "Random real images, soft labels",
+    "downsampled": "Shrunk real images",
     "initial": "Initial images",
     "distilled": "Distilled, last",
     "average": "Distilled, moving average",
@@ -130,11 +132,12 @@ def _note(kind: str, result: Mapping[str, Any]) -> str:
 def _own_note(kind: str, result: Mapping[str, Any]) -> str:
     step = result.get(f"{kind}_step")
     if kind == "random":
+        many = "in as many bytes" if _decodes(result) else "as many"
         if result.get("protocol", "plain") != "plain":
-            return "as many"
+            return many
         rate = result.get("random_rate")
-        return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
-    if kind in ("herding", "k_centre", "real_soft"):
+        return f"{many}, their own labels" + (f", the best rate ({rate:g})" if rate else "")
+    if kind in ("herding", "k_centre", "real_soft", "downsampled"):
         return result.get(f"{kind}_note", "")
     if kind == "initial":
         return "what distillation started from, untouched, with their first labels"
@@ -148,6 +151,14 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
         chosen = "test" if kind == "best_on_test" else "held-out training"
         return f"chosen on {chosen} data" + ("" if step is None else f", iteration {step}")
     return result.get("full_how", "what distillation aims at")
+
+
+def _decodes(result: Mapping[str, Any]) -> bool:
+    """Whether the set's stored images are decoded into more: it has more labels for its bytes."""
+    ours, real = (StoredBytes.of_figures(result, kind) for kind in ("distilled", "random"))
+    if ours is None or real is None:
+        return False
+    return ours.labels * real.images > real.labels * ours.images
 
 
 def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -235,6 +246,9 @@ def protocol_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"protocol {result['protocol']}; teacher: {teacher.get('name')}{accuracy}")
         chosen = result.get("distilled_chosen")
         lines += [f"an accuracy is {chosen}"] if chosen else []
+    stored = StoredBytes.of_figures(result, selected(result))
+    if stored is not None:
+        lines.append(f"the set in {BYTES}: {stored.text} (float32)")
     if result.get("distilled_soft_label_bytes"):
         labels, images = (
             result[f"distilled_{kind}_bytes"] / 2**20 for kind in ("soft_label", "image")
@@ -266,6 +280,7 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
         result = run.result
         lines = accuracies(result)
         scores = {row["network"]: row for row in result.get("scores", ())}
+        stored = StoredBytes.of_figures(result, selected(result))
         for network in dict.fromkeys(line.network for line in lines) or [""]:
             found = {line.kind: line.text for line in lines if line.network == network}
             values = {name: scores.get(network, {}).get(name) for name in _SCORES}
@@ -276,6 +291,7 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
                     "network": network,
                     **{title.lower(): found.get(kind, "") for kind, title in _TITLES.items()},
                     **{k.upper(): "" if v is None else f"{v:.1f}" for k, v in values.items()},
+                    BYTES: "" if stored is None else stored.text,
                     "networks": _text(result.get("num_eval")),
                     "time": duration(result["seconds"]) if "seconds" in result else "not finished",
                 }

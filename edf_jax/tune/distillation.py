@@ -203,7 +203,7 @@ def _choose_iterations(tuning: Tuning, each: float, initial: DistilledSet, spent
     if not tuning.lacks("distill.iterations"):
         return
     options = tuning.config.distill
-    images = len(initial.images)
+    images = len(initial.labels)
     # In forward passes of an image, as in `plan.hours`.
     iteration = 9 * options.syn_steps * min(options.batch_syn, images) * options.trajectories
     evaluation = 3 * images * budget.trainings(tuning.config)
@@ -233,7 +233,7 @@ def _choose_image_rate(
         return
     options = tuning.config.distill
     guess = choices.rate_of_images(
-        gradient, options.momentum_img, options.iterations, float(np.std(initial.images))
+        gradient, options.momentum_img, options.iterations, float(np.std(initial.parameters))
     )
     others = {"lr_y": options.lr_y, "lr_lr": options.lr_lr}
     tried: dict[float, float] = {}

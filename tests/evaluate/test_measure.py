@@ -15,6 +15,7 @@ from edf_jax.evaluate import protocols, stage
 from edf_jax.evaluate.measure import Evaluation, Measurement
 from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
@@ -106,6 +107,19 @@ def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
         np.testing.assert_array_equal(labels, dataset.train.labels[held_out])
     assert found[0] == found[1]
     assert found[0][1] == "best of 2 on 54 held-out training images"
+
+
+def test_shrunk_images_are_more_in_the_same_bytes(dataset, tmp_path):
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=_no_teacher)
+    whole, shrunk = (evaluation.baseline(name, 1) for name in ("random", "downsampled"))
+    assert shrunk.stored_bytes.images == whole.stored_bytes.images
+    assert shrunk.images.shape == (4 * len(whole.images), *whole.images.shape[1:])
+    real = dataset.train.labels[shrunk.positions]
+    np.testing.assert_array_equal(shrunk.classes, real)
+    assert np.bincount(real).tolist() == [4, 4, 4]
+    pixels = dataset.info.normalisation.apply(dataset.train.images[shrunk.positions])
+    stored = multi_formation(2).encode(pixels)
+    np.testing.assert_allclose(shrunk.parameters, stored, rtol=1e-6)
 
 
 def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
@@ -271,7 +285,7 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
-    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial = dataclasses.replace(distilled, parameters=distilled.images / 2, alpha=0.02, step=0)
     initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
 

@@ -52,8 +52,10 @@ def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     ]
     text = (folder / "protocols.md").read_text()
     header, _, random, mine = text.splitlines()[:4]
-    assert header == "| images | plain, ConvNet | sre2l, ConvNet |"
+    assert header == "| images | bytes, images + labels | plain, ConvNet | sre2l, ConvNet |"
     assert random.startswith("| Random real images | ") and mine.startswith("| mine | ")
+    own = make_distilled(dataset).stored_bytes
+    assert f" | {own.text} | " in mine and found["rows"][1]["label_bytes"] == own.labels
     row = found["rows"][1]
     low, high = row["interval"]
     assert f"{row['mean']:.1f} ± {row['std']:.1f} ({low:.1f} to {high:.1f})" in mine

@@ -270,6 +270,18 @@ _EVALUATE = {
     "evaluate.protocol": Key(
         "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
     ),
+    "evaluate.labels": Key(
+        AUTO,
+        "comma-separated: whose labels networks are trained on, the set's 'own', its 'hard' "
+        "classes, or a 'teacher''s; results are named after the first; auto is the protocol's, "
+        "which is own for plain and teacher for the others",
+    ),
+    "evaluate.augment": Key(
+        AUTO,
+        "'none' trains every network on the images as they are, while distillation augments; auto "
+        "is the protocol's, for plain augment.strategy",
+        choices=(AUTO, "none"),
+    ),
     "evaluate.distilled": Key(
         "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
     ),

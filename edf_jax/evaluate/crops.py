@@ -162,6 +162,35 @@ def paste(images: jax.Array, others: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.where(inside[..., None], others, images)
 
 
+def mix_labels(labels: jax.Array, others: jax.Array, boxes: jax.Array, size: tuple[int, int]):
+    """Label logits of `paste`d images: each image's probabilities count by its share of the area.
+
+    Args:
+        labels: `[n, C]` logits, of the images.
+        others: `[n, C]` logits, of those inside the boxes.
+        boxes: as `paste` takes them.
+        size: `(H, W)` of the images.
+
+    Returns:
+        `[n, C]` logarithms of probabilities.
+
+    References:
+        Yun et al., CutMix (1905.04899), equation 1.
+    """
+    boxes = jnp.broadcast_to(boxes, (len(labels), 4)).astype(labels.dtype)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    inside = (areas / math.prod(size))[:, None]
+    return jnp.logaddexp(
+        jnp.log1p(-inside) + jax.nn.log_softmax(labels),
+        jnp.log(inside) + jax.nn.log_softmax(others),
+    )
+
+
+def rded_mix(key: jax.Array, n: int, size: tuple[int, int]) -> Mix:
+    """The CutMix that `rded` does with the same key to a batch of `n` images."""
+    return draw_mix(jax.random.split(key, 4)[3], n, size)
+
+
 def rded(key: jax.Array, images: jax.Array, mixed: bool = True) -> jax.Array:
     """RDED's augmentation of a batch: halves swapped, a crop of 0.5 to 1, a flip, CutMix.
 
@@ -172,14 +201,14 @@ def rded(key: jax.Array, images: jax.Array, mixed: bool = True) -> jax.Array:
     """
     n, height, width, _ = images.shape
     size = (height, width)
-    halves_key, crop_key, flip_key, mix_key = jax.random.split(key, 4)
+    halves_key, crop_key, flip_key, _ = jax.random.split(key, 4)
     swaps = jax.random.bernoulli(halves_key, 0.5, (2, n))
     images = swap_halves(images, swaps[0], swaps[1])
     images = resized_crop(images, draw_crops(crop_key, n, size, 0.5))
     images = flip(images, jax.random.bernoulli(flip_key, 0.5, (n,)))
     if not mixed:
         return images
-    mix = draw_mix(mix_key, n, size)
+    mix = rded_mix(key, n, size)
     return paste(images, images[mix.partners], mix.box)
 
 

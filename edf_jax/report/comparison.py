@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.methods.soft_labels import LABEL_REGIMES
 from edf_jax.report import charts
 from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Grid, GridRun
@@ -72,6 +73,8 @@ class Row:
         device_memory: the most that an accelerator held, in MiB.
         experts: the name of the run that trained them, and its seconds.
         initial: of the images that each run started from; None where it wasn't measured.
+        labels: whose labels all of these are with (`evaluate.labels`).
+        by_labels: as `last`, of each label regime that was measured beside.
     """
 
     label: str
@@ -83,12 +86,15 @@ class Row:
     device_memory: float | None
     experts: tuple[str, float] | None
     initial: Figure | None = None
+    labels: str = "own"
+    by_labels: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
         interval = self.last.interval or (None, None)
         figures: dict[str, Any] = {
             "method": self.label,
+            "labels": self.labels,
             "mean": round(self.last.mean, 3),
             "std": round(self.last.std, 3),
             "interval_low": None if interval[0] is None else round(interval[0], 3),
@@ -97,6 +103,7 @@ class Row:
             "networks": sum(len(values) for values in self.last.by_seed),
         }
         others = {"best_on_test": self.best, "average": self.average, "initial": self.initial}
+        others |= {f"{name}_labels": self.by_labels.get(name) for name in LABEL_REGIMES}
         for name, figure in others.items():
             figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
             figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
@@ -116,8 +123,13 @@ class Row:
             "initial images, %": "" if self.initial is None else self.initial.text,
             "test accuracy, %": self.last.text,
             "95% interval": interval_text(self.last.interval),
+            **{
+                f"{name} labels, %": self.by_labels[name].text if name in self.by_labels else ""
+                for name in LABEL_REGIMES
+            },
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
+            "labels": self.labels,
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
             "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
@@ -155,7 +167,26 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         max(device, default=None),
         experts,
         _figure(results, "initial"),
+        results[0].get("labels", "own"),
+        _by_labels(results, kind),
     )
+
+
+def _by_labels(results: Sequence[dict[str, Any]], kind: str) -> dict[str, Figure]:
+    """The figures of label regimes beside the first, of the first network."""
+    found = {}
+    for labels in LABEL_REGIMES:
+        if labels != results[0].get("labels"):
+            values = tuple(
+                tuple(row["accuracies"])
+                for result in results
+                for row in result.get("rows", ())
+                if (row["kind"], row["network"]) == (kind, result.get("network"))
+                and row.get("labels") == labels
+            )
+            if len(values) == len(results):
+                found[labels] = Figure(values)
+    return found
 
 
 def own_seconds(result: Mapping[str, Any]) -> float:

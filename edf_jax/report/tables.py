@@ -56,7 +56,7 @@ class Accuracy:
       note: how, in a few words.
       mean, std: test accuracy over networks (ddof 0); std None where unknown.
       count: how many networks, None where unknown.
-      network: the architecture, "" where unknown.
+      network: the architecture, with the labels where they aren't the result's; "" where unknown.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Accuracy:
 def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
     """The lines that a run's result has, worst reference first, `last` before `best`.
 
-    Those of the first network, then those of each other, whose titles name it.
+    Those of the first network and labels, then those of each other, whose titles name them.
     """
     lines = [
         Accuracy(
@@ -103,7 +103,7 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
         for kind, title in _TITLES.items()
         if result.get(f"{kind}_mean") is not None
     ]
-    rows = {(row["network"], row["kind"]): row for row in result.get("rows", ())}
+    rows = {(_where(row, result), row["kind"]): row for row in result.get("rows", ())}
     others = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
     return lines + [
         Accuracy(
@@ -119,6 +119,12 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
         for kind, title in _TITLES.items()
         if (row := rows.get((network, kind))) is not None
     ]
+
+
+def _where(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """A row's network, and its labels where they aren't those that the result is named after."""
+    labels = row.get("labels", result.get("labels"))
+    return row["network"] + ("" if labels == result.get("labels") else f", {labels} labels")
 
 
 def _note(kind: str, result: Mapping[str, Any]) -> str:
@@ -229,12 +235,16 @@ def result_table(result: Mapping[str, Any]) -> str:
 def protocol_lines(result: Mapping[str, Any]) -> list[str]:
     """What else a result says: its protocol and teacher, the soft labels' size, the scores."""
     lines = []
+    told = []
     if result.get("protocol", "plain") != "plain":
-        teacher = result.get("teacher", {})
-        accuracy = f", {teacher['accuracy']:.1f}% on test images" if teacher else ""
-        lines.append(f"protocol {result['protocol']}; teacher: {teacher.get('name')}{accuracy}")
-        chosen = result.get("distilled_chosen")
-        lines += [f"an accuracy is {chosen}"] if chosen else []
+        told.append(f"protocol {result['protocol']}")
+    if {row.get("labels") for row in result.get("rows", ())} - {None, "own"}:
+        told.append(f"{result['labels']} labels")
+    if teacher := result.get("teacher"):
+        told.append(f"teacher: {teacher['name']}, {teacher['accuracy']:.1f}% on test images")
+    lines += ["; ".join(told)] if told else []
+    chosen = result.get("distilled_chosen")
+    lines += [f"an accuracy is {chosen}"] if chosen else []
     if result.get("distilled_soft_label_bytes"):
         labels, images = (
             result[f"distilled_{kind}_bytes"] / 2**20 for kind in ("soft_label", "image")

@@ -7,25 +7,36 @@ modules are there when they are asked for (`edf_jax.matching.matching_gradient`)
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edf_jax import compare as compare
+    from edf_jax import data as data
+    from edf_jax import evaluate as evaluate
+    from edf_jax import export as export
+    from edf_jax import extending as extending
+    from edf_jax import matching as matching
+    from edf_jax import methods as methods
+    from edf_jax import models as models
+    from edf_jax import runs as runs
+    from edf_jax import training as training
     from edf_jax.distilled_set import DistilledSet as DistilledSet
     from edf_jax.distilled_set import load as load
 
-_FROM_SYNTHETIC = ("DistilledSet", "load")
+    __version__: str
+else:
+    _OF_SETS = ("DistilledSet", "load")
 
+    def __getattr__(name: str) -> Any:
+        if name in _OF_SETS:
+            return getattr(importlib.import_module("edf_jax.distilled_set"), name)
+        if name == "__version__":
+            return importlib.metadata.version("edf_jax")
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module 'edf_jax' has no attribute {name!r}")
 
-def __getattr__(name: str) -> Any:
-    if name in _FROM_SYNTHETIC:
-        from edf_jax import distilled_set as synthetic
-
-        return getattr(synthetic, name)
-    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module 'edf_jax' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_FROM_SYNTHETIC])
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *_OF_SETS, "__version__"])

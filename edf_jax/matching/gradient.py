@@ -6,7 +6,7 @@ images, the labels and the student's rate runs backwards over the steps. Since t
 the backward sweep needs only the parameters before each step and one vector
 `v = d loss / d theta_{i+1}`: with `h(theta, x, y) = d/d eps L(theta + eps v; x, y)`, a forward-mode
 derivative, reverse-mode gradients of `h` give all that a step contributes. No step's activations
-outlive it, unless `store` asks for that: then it is reverse mode through the steps, with less to
+outlive it, unless `remat` asks for that: then it is reverse mode through the steps, with less to
 compute again and more to keep.
 
 References:
@@ -38,7 +38,7 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 _PRODUCTS = frozenset(("edf_convolve", "conv_general_dilated", "dot_general"))
 # What the backward sweep finds stored of a student's step: `nothing` computes it again from the
 # parameters, `products` keeps the results of convolutions and matrix products.
-STORES: dict[str, Callable | None] = {
+REMAT: dict[str, Callable | None] = {
     "nothing": None,
     "products": lambda primitive, *_, **__: primitive.name in _PRODUCTS,
     "everything": jax.checkpoint_policies.everything_saveable,
@@ -142,7 +142,7 @@ def unroll(
     batches: StudentBatches,
     *,
     axis: str | None = None,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """The student's N steps of SGD.
 
@@ -155,19 +155,19 @@ def unroll(
         alpha: the rate, a scalar.
         batches: see `student_batches`.
         axis: as in `matching_gradient`.
-        parts: as in `matching_gradient`.
+        microbatches: as in `matching_gradient`.
 
     Returns:
         The final parameters `[P]`, and those before each step `[N, P]`.
     """
 
     def step(theta, batch):
-        return _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts), theta
+        return _sgd(loss, augment, theta, images, labels, alpha, batch, axis, microbatches), theta
 
     return lax.scan(step, start, batches)
 
 
-def _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts) -> jax.Array:
+def _sgd(loss, augment, theta, images, labels, alpha, batch, axis, microbatches) -> jax.Array:
     """One step of the student."""
     seen = augment(batch.keys, images[batch.indices])
 
@@ -175,7 +175,7 @@ def _sgd(loss, augment, theta, images, labels, alpha, batch, axis, parts) -> jax
         return jax.grad(loss)(theta, *examples), ()
 
     examples = (seen, labels[batch.indices], batch.mask)
-    gradient, _ = microbatch.summed(gradient_of, examples, parts)
+    gradient, _ = microbatch.summed(gradient_of, examples, microbatches)
     return theta - alpha * _over_shares(gradient, axis)
 
 
@@ -192,8 +192,8 @@ def matching_gradient(
     select: Selection | None = None,
     through_steps: bool = True,
     axis: str | None = None,
-    parts: int = 1,
-    store: str = "nothing",
+    microbatches: int = 1,
+    remat: str = "nothing",
 ) -> Matching:
     """The matching loss and its gradients; keeps a step's activations and N parameter vectors.
 
@@ -211,16 +211,32 @@ def matching_gradient(
         axis: the mesh axis over whose devices each batch is split, under `jax.shard_map`.
             `batches` and `augment` are then of this device's share, and `loss` is its part of a
             sum over devices.
-        parts: in how many parts a batch is computed (`microbatch`); `loss` is then one of a sum.
-        store: of `STORES`; other than nothing for one device alone (`axis` None).
+        microbatches: in how many a batch is computed (`microbatch`); `loss` is then one of a sum.
+        remat: what a step that is computed again finds saved, of `REMAT`; other than nothing for
+            one device alone (`axis` None).
+
+    Raises:
+        ValueError: an argument is of another kind, or `remat` is unknown or goes with `axis`.
     """
-    if store != "nothing":
+    start, target, images, labels, alpha = (
+        _floats(name, value, ndim)
+        for name, value, ndim in (
+            ("start", start, 1), ("target", target, 1), ("images", images, 4),
+            ("labels", labels, 2), ("alpha", alpha, 0),
+        )
+    )  # fmt: skip
+    if remat not in REMAT or (remat != "nothing" and axis is not None):
+        raise ValueError(
+            f"matching_gradient: remat={remat!r}: one of {', '.join(REMAT)}, the latter two "
+            "without axis"
+        )
+    if remat != "nothing":
         return _through_stored_steps(
             loss, augment, start, target, images, labels, alpha, batches, select, through_steps,
-            parts, STORES[store],
+            microbatches, REMAT[remat],
         )  # fmt: skip
     theta, before = unroll(
-        loss, augment, start, images, labels, alpha, batches, axis=axis, parts=parts
+        loss, augment, start, images, labels, alpha, batches, axis=axis, microbatches=microbatches
     )
     value, sensitivity = jax.value_and_grad(matching_loss)(theta, start, target, select)
 
@@ -243,7 +259,7 @@ def matching_gradient(
             return (along, to_theta), to_examples
 
         (along, to_theta), (to_seen, to_labels) = microbatch.summed(
-            along_of, (seen, labels[batch.indices], batch.mask), parts
+            along_of, (seen, labels[batch.indices], batch.mask), microbatches
         )
         (to_images,) = augment_vjp(to_seen)
         to_theta, along = _over_shares((to_theta, along), axis)
@@ -261,16 +277,33 @@ def matching_gradient(
     return Matching(value, to_images, to_labels, totals[2], theta)
 
 
+def _floats(name: str, value, ndim: int) -> jax.Array:
+    """An argument of `matching_gradient` as an array, or what is wrong with it."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"matching_gradient: {name} has to be an array, not a {type(value).__name__} "
+            "(jax.flatten_util.ravel_pytree makes one vector of parameters)"
+        ) from None
+    if array.ndim != ndim or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"matching_gradient: {name} has to be of floats and {ndim}-dimensional, not "
+            f"{array.dtype}{list(array.shape)}"
+        )
+    return array
+
+
 def _through_stored_steps(
-    loss, augment, start, target, images, labels, alpha, batches, select, through_steps, parts,
-    policy,
+    loss, augment, start, target, images, labels, alpha, batches, select, through_steps,
+    microbatches, policy,
 ) -> Matching:  # fmt: skip
     """`matching_gradient` by reverse mode; `policy` says what of the steps is kept for it."""
 
     def matched(images, labels, alpha):
         def step(theta, batch):
             held = theta if through_steps else lax.stop_gradient(theta)
-            moved = _sgd(loss, augment, held, images, labels, alpha, batch, None, parts)
+            moved = _sgd(loss, augment, held, images, labels, alpha, batch, None, microbatches)
             return moved if through_steps else theta + (moved - held), None
 
         step = jax.checkpoint(step, policy=policy, prevent_cse=False)

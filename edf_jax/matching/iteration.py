@@ -233,8 +233,8 @@ class Student:
             select=family.LOSS_MASKS[options.loss_mask](options),
             through_steps=family.THROUGH_STEPS[options.gradient],
             axis=self.placement.axis,
-            parts=self.placement.microbatches,
-            store=self.placement.store,
+            microbatches=self.placement.microbatches,
+            remat=self.placement.remat,
         )
         gradients = Learnable(matched.images, matched.labels, matched.alpha)
         return matched.loss, gradients, values.labels

@@ -25,14 +25,14 @@ class Placement:
         trajectory: devices over which trajectories are spread.
         data: devices over which a student's batch is split.
         microbatches: parts in which a device computes its share, one after the other.
-        store: what the backward sweep finds stored of a step (`gradient.STORES`).
+        remat: what the backward sweep finds stored of a step (`gradient.REMAT`).
     """
 
     batch: int
     trajectory: int = 1
     data: int = 1
     microbatches: int = 1
-    store: str = "nothing"
+    remat: str = "nothing"
 
     @property
     def share(self) -> int:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from edf_jax.experts.settings import group_size
 from edf_jax.matching import iteration
-from edf_jax.matching.gradient import STORES
+from edf_jax.matching.gradient import REMAT
 from edf_jax.matching.pixel_weight import make_weight
 from edf_jax.matching.placement import Placement, check_batches, place
 from edf_jax.methods import gsam
@@ -108,7 +108,7 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
         + int(factor * _matching_step(network, at_once))
         + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
         + trajectories * _bytes(arguments[0].values.images)
-        + stored_bytes(config, network, placement.batch, placement.store)
+        + stored_bytes(config, network, placement.batch, placement.remat)
     )
     return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
@@ -120,16 +120,16 @@ def _devices_on_host(placement: Placement) -> int:
     return max(1, together) if on_cpu else 1
 
 
-def stored_bytes(config, network: Network, batch: int, store: str) -> int:
+def stored_bytes(config, network: Network, batch: int, remat: str) -> int:
     """What the backward sweep finds stored of N steps.
 
     Args:
         config: resolved.
         network: the student's.
         batch: the student's.
-        store: of `matching.STORES`.
+        remat: of `gradient.REMAT`.
     """
-    if store == "nothing":
+    if remat == "nothing":
         return 0
     theta = _shape(network.num_params)
     images, labels = _shape(batch, *network.image_shape), _shape(batch, network.num_classes)
@@ -142,7 +142,7 @@ def stored_bytes(config, network: Network, batch: int, store: str) -> int:
 
             return jax.grad(loss)(theta)
 
-        return jax.vjp(jax.checkpoint(gradient, policy=STORES[store]), *arguments)[1]
+        return jax.vjp(jax.checkpoint(gradient, policy=REMAT[remat]), *arguments)[1]
 
     return config.distill.syn_steps * _bytes(jax.eval_shape(residuals, theta, images, labels))
 
@@ -170,7 +170,7 @@ def place_iteration(config, network: Network, num_images: int) -> Placement:
             f"distill.store={wanted} is for a batch on one device: set parallel.data=1 (now "
             f"{config.parallel.data})"
         )
-    return dataclasses.replace(placement, store=wanted)
+    return dataclasses.replace(placement, remat=wanted)
 
 
 def compiled_iteration_bytes(config, network: Network, num_images: int) -> int | None:

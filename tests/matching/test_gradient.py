@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,10 @@ def test_gradient_equals_reverse_mode_through_the_unrolled_steps():
 @pytest.mark.parametrize(
     "how",
     [
-        {"parts": 2},
-        {"store": "products"},
-        {"store": "everything", "through_steps": False},
-        {"store": "everything", "parts": 3},
+        {"microbatches": 2},
+        {"remat": "products"},
+        {"remat": "everything", "through_steps": False},
+        {"remat": "everything", "microbatches": 3},
     ],
     ids=str,
 )
@@ -199,3 +200,30 @@ def test_a_student_with_batch_norm_and_a_remainder_is_refused():
     options = config.resolve(config.default_config(**{"distill.batch_syn": 3}))
     with pytest.raises(UserError, match="distill.batch_syn that divides the 7 synthetic images"):
         iteration.make_iteration(options, network, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.zeros((_IMAGES,), np.int32)}, "labels has to be of floats and 2-dim"),
+        ({"labels": np.zeros((_IMAGES, _CLASSES), np.int32)}, r"not int32\[7, 3\]"),
+        ({"start": {"kernel": np.zeros(3)}}, "start has to be an array, not a dict"),
+        ({"remat": "all"}, "one of nothing, products, everything"),
+        ({"remat": "everything", "axis": "data"}, "without axis"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told(changes, message):
+    names = ("loss", "augment", "start", "target", "images", "labels", "alpha", "batches")
+    with pytest.raises(ValueError, match=message):
+        # As users call it, without the checks of types that tests have.
+        function = inspect.unwrap(matching.matching_gradient)
+        function(**dict(zip(names, _problem(jnp.float32))) | changes)
+
+
+def test_images_may_be_numpy_arrays():
+    loss, transform, start, target, images, *rest = _problem(jnp.float32, steps=1)
+    ours = matching.matching_gradient(loss, transform, start, target, images, *rest)
+    numpy = matching.matching_gradient(
+        loss, transform, *map(np.asarray, (start, target, images)), *rest
+    )
+    np.testing.assert_array_equal(ours.images, numpy.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edf_jax.config.key import AUTO, Key, share
+from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa, gradcam
 from edf_jax.methods.family import METHODS
 from edf_jax.runtime.devices import PRECISIONS
@@ -286,7 +287,7 @@ _EVALUATE = {
         "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
     ),
     "evaluate.baselines": Key(
-        "random", "comma-separated: random, herding, k_centre, real_soft; '' is none"
+        "random", f"comma-separated: {', '.join(BASELINES)}; '' is none"
     ),
     "evaluate.scores": Key(
         False, "DD-Ranking's label- and augmentation-robust scores; four more trainings each"

@@ -35,12 +35,17 @@ class Mix(NamedTuple):
 
 
 def draw_crops(
-    key: jax.Array, n: int, size: tuple[int, int], smallest: float, largest: float = 1.0
+    key: jax.Array,
+    n: int,
+    size: tuple[int, int],
+    smallest: float,
+    largest: float = 1.0,
+    aspects: tuple[float, float] = _ASPECTS,
 ) -> jax.Array:
     """The boxes of random resized crops.
 
-    The area is uniform between the two shares of the image's, the aspect log-uniform between 3/4
-    and 4/3, the place uniform; the first of ten draws that fits is taken. Where none does, the
+    The area is uniform between the two shares of the image's, the aspect log-uniform between those
+    given, the place uniform; the first of ten draws that fits is taken. Where none does, the
     largest centred box of an allowed aspect.
 
     Args:
@@ -49,6 +54,7 @@ def draw_crops(
         size: `(H, W)` of the images.
         smallest: share of the area.
         largest: share of the area.
+        aspects: least and largest width over height.
 
     Returns:
         `[n, 4]` int32: first row, first column, height, width.
@@ -60,7 +66,7 @@ def draw_crops(
     keys = jax.random.split(key, 4)
     shape = (_ATTEMPTS, n)
     area = height * width * jax.random.uniform(keys[0], shape, minval=smallest, maxval=largest)
-    log_aspects = [math.log(aspect) for aspect in _ASPECTS]
+    log_aspects = [math.log(aspect) for aspect in aspects]
     aspect = jnp.exp(
         jax.random.uniform(keys[1], shape, minval=log_aspects[0], maxval=log_aspects[1])
     )
@@ -68,8 +74,8 @@ def draw_crops(
     columns = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = jnp.argmax(fits, axis=0), jnp.arange(n)
-    whole_rows = min(height, round(width / _ASPECTS[0]))
-    whole_columns = min(width, round(height * _ASPECTS[1]))
+    whole_rows = min(height, round(width / aspects[0]))
+    whole_columns = min(width, round(height * aspects[1]))
     found = fits[first]
     rows = jnp.where(found, rows[first], whole_rows)
     columns = jnp.where(found, columns[first], whole_columns)

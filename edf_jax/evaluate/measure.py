@@ -74,7 +74,8 @@ class Evaluation:
         dataset: the real images.
         workdir: figures are kept in its `evaluation.json`, stored soft labels in its `fkd/`.
         teacher: called when a measurement first needs the teacher; `get_teacher` where None.
-        networks: what baselines' features and soft labels are from; the teacher where None.
+        networks: what baselines' features, soft labels and scores are from; the teacher, and for
+            scores networks trained for them, where None.
         provenance: command, versions and hardware, kept beside every figure.
     """
 
@@ -96,7 +97,7 @@ class Evaluation:
         self._get_teacher = functools.cache(
             teacher or functools.partial(get_teacher, config, dataset, workdir)
         )
-        real = RealImages(config, dataset, networks or (lambda: [self.teacher]))
+        real = RealImages(config, dataset, lambda: self.teacher, networks)
         # (name of `coresets.BASELINES`, images per class) -> real images
         self.baseline = functools.cache(real.choose)
         self._evaluators: dict[tuple, FromScratch] = {}

@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from edf_jax.config.resolve import autos, flatten
 from edf_jax.data import Dataset, coresets
+from edf_jax.data.decode import ImageSettings, decode
 from edf_jax.distilled_set import LabelledImages
-from edf_jax.experts.train import expert_after
+from edf_jax.evaluate import crops
+from edf_jax.experts import difficulty
+from edf_jax.experts.settings import expert_seed
+from edf_jax.experts.train import expert_after, expert_recipe
 from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.methods import rded
 from edf_jax.methods.soft_labels import average_labels, hard_labels
 from edf_jax.models.choose import network_for
 from edf_jax.runtime import processes, randomness
+from edf_jax.runtime.errors import UserError
 from edf_jax.training.streaming import place
 from edf_jax.training.trained import TrainedNetwork
 
 _CHUNK = 256
-# Networks trained on the real data, read one after the other.
-Networks = Callable[[], Iterable[TrainedNetwork]]
+# Networks trained on the real data, read one after the other; `early=True` early in training.
+Networks = Callable[..., Iterable[TrainedNetwork]]
 
 
-def trained_experts(config, dataset: Dataset, store: TrajectoryStore) -> Iterator[TrainedNetwork]:
-    """The experts after their last epoch, each read when it is asked for."""
-    network = network_for(config, dataset.info)
+def trained_experts(
+    config, dataset: Dataset, store: TrajectoryStore, *, early: bool = False
+) -> Iterator[TrainedNetwork]:
+    """The experts after their last epoch, each read when it is asked for.
+
+    Early ones are as near to `experts.difficulty_epochs` as the store has epochs.
+    """
+    network, epoch = network_for(config, dataset.info), config.experts.epochs
+    if early:
+        wanted = config.experts.difficulty_epochs
+        epoch = min(store.epochs(0), key=lambda epoch: abs(epoch - wanted))
     for expert in range(config.experts.num):
-        arrays = expert_after(network, store, expert, config.experts.epochs)
-        yield TrainedNetwork(network, *arrays, f"expert {expert} ({network.name})")
+        arrays = expert_after(network, store, expert, epoch)
+        name = f"expert {expert} ({network.name})" + (f" after epoch {epoch}" if early else "")
+        yield TrainedNetwork(network, *arrays, name)
 
 
 class RealImages:
@@ -39,12 +57,22 @@ class RealImages:
     Args:
         config: resolved.
         dataset: the real images.
-        networks: called when features (the first network's) or soft labels (the mean of those
-            that are right) are needed.
+        teacher: called where crops are to be judged, and for all else where there are no experts.
+        experts: called when features (the first network's), soft labels (the mean of those that
+            are right) or scores (of early ones) are needed; None where there are none.
     """
 
-    def __init__(self, config, dataset: Dataset, networks: Networks):
-        self._config, self._dataset, self._networks = config, dataset, networks
+    def __init__(
+        self,
+        config,
+        dataset: Dataset,
+        teacher: Callable[[], TrainedNetwork],
+        experts: Networks | None = None,
+    ):
+        self._config, self._dataset = config, dataset
+        self._teacher, self._experts = teacher, experts
+        self._networks: Networks = experts or (lambda: [teacher()])
+        self._scores = functools.cache(self._find_scores)
 
     def choose(self, name: str, ipc: int) -> LabelledImages:
         """One of `coresets.BASELINES`, `ipc` images of each class."""
@@ -53,15 +81,20 @@ class RealImages:
             rng = randomness.host_stream(self._config.seed, "random baseline")
             chosen = coresets.choose_random(rng, train.labels, ipc)
             note = "random, their own labels"
+        elif name == "rded":
+            return self._stitched(ipc)
+        elif name in ("el2n", "grand", "ccs"):
+            scores, by = self._scores("grand" if name == "grand" else "el2n")
+            if name == "ccs":
+                rng = randomness.host_stream(self._config.seed, "covering baseline")
+                own = coresets.coverage(rng, scores, train.labels, ipc)
+            else:
+                own = coresets.hardest(scores, train.labels, ipc)
+            chosen, note = _same_everywhere(own), f"by the scores of {by}"
         else:
             how = {"herding": coresets.herding, "k_centre": coresets.k_centre}[name]
             features, by = self._features
-            own = how(features, train.labels, ipc)
-            # Rounding may differ between processes, and the images may not.
-            _, arrays = processes.arrays_from_first_process(
-                "chosen images", lambda: (None, {"": own})
-            )
-            chosen = arrays[""]
+            chosen = _same_everywhere(how(features, train.labels, ipc))
             note = f"by the features of {by}"
         real = LabelledImages(
             np.asarray(info.normalisation.apply(np.asarray(train.images[chosen])), np.float32),
@@ -91,6 +124,74 @@ class RealImages:
         parts = [np.asarray(features(source.arrays, images[i : i + _CHUNK])) for i in starts]
         return np.concatenate(parts), source.name
 
+    def _find_scores(self, how: str) -> tuple[np.ndarray, str]:
+        """How hard all training images are, `[N]`, and to whom.
+
+        As PAD's experts find it (`experts.difficulty_networks`): by snapshots of experts where
+        there are any, else by networks trained for it.
+        """
+        config, train = self._config, self._dataset.train
+        options, workers = config.experts, config.data.workers
+        normalisation = self._dataset.info.normalisation
+        images, prepare = place(train.images, normalisation, config.data.on_device)
+        network = network_for(config, self._dataset.info)
+        if self._experts is None:
+            if "experts.lr" in autos(flatten(config)):
+                raise UserError(
+                    "scores of real images need networks, and without experts these are trained at "
+                    "experts.lr: set it, such as 0.01"
+                )
+            scores = difficulty.mean_scores(
+                expert_recipe(config, network, prepare),
+                images,
+                train.labels,
+                how=how,
+                networks=options.difficulty_networks,
+                epochs=options.difficulty_epochs,
+                rate=options.lr,
+                key=randomness.stream(expert_seed(config), "difficulty"),
+                workers=workers,
+            )
+            epochs = f"{options.difficulty_epochs} epochs"
+            return scores, f"{options.difficulty_networks} networks trained {epochs}"
+        score = difficulty.make_scores(
+            network, prepare, images, train.labels, how=how, workers=workers
+        )
+        judges = list(itertools.islice(self._experts(early=True), options.difficulty_networks))
+        scores = np.mean([score(*judge.arrays) for judge in judges], axis=0)
+        return scores, judges[0].name if len(judges) == 1 else f"{judges[0].name} and others"
+
+    def _stitched(self, ipc: int) -> LabelledImages:
+        """RDED's images: the crops that the teacher is surest of, stitched; hard labels."""
+        train, info = self._dataset.train, self._dataset.info
+        teacher, size = self._teacher(), info.image_shape[0]
+        # Whitening is of whole images.
+        factor = 1 if info.normalisation.zca else rded.factor_of(size)
+        count = ipc * factor**2
+        rng = randomness.host_stream(self._config.seed, "stitched baseline")
+        looked_at = max(rded.IMAGES, count)
+        made, positions = [], []
+        for label in range(info.num_classes):
+            members = rng.permutation(np.flatnonzero(train.labels == label))[:looked_at]
+            if len(members) < count:
+                raise UserError(
+                    f"class {info.class_names[label]} has {len(members)} training images, and "
+                    f"rded needs {count}, a patch of each: lower distill.ipc"
+                )
+            patches = _patches(rng, np.asarray(train.images[members]), size // factor)
+            losses = _losses(teacher, info.normalisation, patches, label, size)
+            images, best = rded.best_crops(losses, count)
+            made.append(rded.stitch(patches[images, best], factor))
+            positions.append(members[images])
+        stitched = info.normalisation.apply(np.concatenate(made))
+        labels = hard_labels(np.repeat(np.arange(info.num_classes), ipc), info.num_classes)
+        return LabelledImages(
+            _same_everywhere(np.asarray(stitched, np.float32)),
+            labels,
+            note=f"{factor} x {factor} crops of real images, chosen by {teacher.name}",
+            positions=_same_everywhere(np.concatenate(positions)),
+        )
+
     def _with_soft_labels(self, real: LabelledImages) -> LabelledImages:
         """Logits averaged over the networks that are right, as distillation starts from."""
         inputs, logits = jnp.asarray(real.images), []
@@ -103,3 +204,44 @@ class RealImages:
         return dataclasses.replace(
             real, labels=np.asarray(labels, np.float32), note=f"random, labels of {by}"
         )
+
+
+def _same_everywhere(own: np.ndarray) -> np.ndarray:
+    """The first process's: rounding may differ between processes, and the images may not."""
+    _, arrays = processes.arrays_from_first_process("chosen images", lambda: (None, {"": own}))
+    return arrays[""]
+
+
+def _patches(rng: np.random.Generator, images: np.ndarray, side: int) -> np.ndarray:
+    """Random square crops of each image as stored, `[m, k, s, s, C]`."""
+    key = jax.random.key(int(rng.integers(2**31)))
+    count, size = len(images) * rded.CROPS, images.shape[1:3]
+    boxes = crops.draw_crops(key, count, size, rded.SMALLEST, aspects=(1.0, 1.0))
+    settings = ImageSettings(side, "squash", True, images.shape[3], False)
+    patches = [
+        decode(image[top : top + height, left : left + width], settings)[0]
+        for image, (top, left, height, width) in zip(
+            np.repeat(images, rded.CROPS, axis=0), np.asarray(boxes)
+        )
+    ]
+    return np.stack(patches).reshape(len(images), rded.CROPS, side, side, -1)
+
+
+def _losses(
+    teacher: TrainedNetwork, normalisation, patches: np.ndarray, label: int, size: int
+) -> np.ndarray:
+    """The teacher's cross-entropy `[m, k]` on patches, each amid zeros on an image's size."""
+    before = (size - patches.shape[2]) // 2
+    after = size - patches.shape[2] - before
+    sides = (before, after)
+
+    @jax.jit
+    def of(arrays, inputs):
+        padded = jnp.pad(inputs, ((0, 0), sides, sides, (0, 0)))
+        logits = teacher.logits(arrays, padded)
+        classes = jnp.full(len(inputs), label)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
+
+    flat = patches.reshape(-1, *patches.shape[2:])
+    inputs = np.asarray(normalisation.apply(flat), np.float32)
+    return np.asarray(of(teacher.arrays, inputs)).reshape(patches.shape[:2])

@@ -47,6 +47,10 @@ _TITLES = {
     "random": "Random real images",
     "herding": "Herding",
     "k_centre": "k-centre",
+    "el2n": "EL2N",
+    "grand": "GraNd",
+    "ccs": "CCS",
+    "rded": "RDED's patches",
     "real_soft": "Random, soft labels",
     **{name: name.upper() for name in METHODS},
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edf_jax.config.resolve import flatten
+from edf_jax.data.coresets import BASELINES
 from edf_jax.runs.files import open_run, selected
 from edf_jax.runs.statistics import interval95, interval_text, mean_text
 from edf_jax.runtime import tables
@@ -29,6 +30,10 @@ _TITLES = {
     "random": "Random real images",
     "herding": "Herded real images",
     "k_centre": "k-centre real images",
+    "el2n": "Hardest real images, EL2N",
+    "grand": "Hardest real images, GraNd",
+    "ccs": "Covering real images, CCS",
+    "rded": "RDED's patches",
     "real_soft": "Random real images, soft labels",
     "initial": "Initial images",
     "distilled": "Distilled, last",
@@ -140,7 +145,7 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
             return "as many"
         rate = result.get("random_rate")
         return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
-    if kind in ("herding", "k_centre", "real_soft"):
+    if kind != "random" and kind in BASELINES:
         return result.get(f"{kind}_note", "")
     if kind == "initial":
         return "what distillation started from, untouched, with their first labels"

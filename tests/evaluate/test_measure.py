@@ -16,6 +16,8 @@ from edf_jax.evaluate.measure import Evaluation
 from edf_jax.evaluate.measured import Measured
 from edf_jax.evaluate.measurement import Measurement
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
+from edf_jax.experts import difficulty
+from edf_jax.methods import rded
 from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
 from edf_jax.report import comparison
 from edf_jax.report.tables import result_table
@@ -40,7 +42,7 @@ def dataset():
 
 def _experts(config, dataset):
     network = network_for(config, dataset.info)
-    return lambda: [
+    return lambda early=False: [
         TrainedNetwork(network, *network.init(jax.random.key(k)), f"network {k}") for k in range(2)
     ]
 
@@ -116,7 +118,7 @@ def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
     evaluation = _evaluation(
         config, dataset, tmp_path, teacher=_no_teacher, networks=_experts(config, dataset)
     )
-    for name in ("random", "herding", "k_centre", "real_soft"):
+    for name in ("random", "herding", "k_centre", "el2n", "ccs", "real_soft"):
         subject = evaluation.baseline(name, 2)
         expected = dataset.train.labels[subject.positions]
         assert np.bincount(expected).tolist() == [2, 2, 2] and len(set(subject.positions)) == 6
@@ -129,6 +131,72 @@ def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
     np.testing.assert_array_equal(
         evaluation.baseline("real_soft", 2).images, evaluation.baseline("random", 2).images
     )
+
+
+def test_scores_are_of_early_experts_where_there_are_any(dataset, tmp_path, monkeypatch):
+    config = make_config(**{"experts.difficulty_networks": 2})
+    trained = _experts(config, dataset)()
+    asked = []
+
+    def experts(early=False):
+        asked.append(early)
+        return iter(trained)
+
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher, networks=experts)
+    train = dataset.train
+    inputs = jnp.asarray(dataset.info.normalisation.apply(train.images))
+    scores = np.mean(
+        [difficulty.el2n(one.logits(one.arrays, inputs), train.labels) for one in trained], axis=0
+    )
+    found = evaluation.baseline("el2n", 2)
+    assert asked == [True] and "network 0 and others" in found.note
+    for label in range(3):
+        members = np.flatnonzero(train.labels == label)
+        own = found.positions[2 * label : 2 * label + 2]
+        assert set(own) == set(members[np.argsort(-scores[members])[:2]])
+    covering = evaluation.baseline("ccs", 2)
+    assert np.bincount(train.labels[covering.positions]).tolist() == [2, 2, 2]
+    assert asked == [True]  # The scores are found once.
+
+
+def test_scores_are_of_networks_trained_for_it_where_there_are_no_experts(dataset, tmp_path):
+    config = make_config(
+        **{"experts.difficulty_networks": 1, "experts.difficulty_epochs": 1, "experts.batch": 20}
+    )
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    found = evaluation.baseline("grand", 2)
+    assert "1 networks trained 1 epochs" in found.note and len(set(found.positions)) == 6
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_rdeds_patches_are_crops_that_the_teacher_is_surest_of(
+    dataset, tmp_path, monkeypatch, factor
+):
+    monkeypatch.setattr(rded, "factor_of", lambda size: factor)
+
+    class Lightness:
+        """Is the surer of every class the lighter the upper left of an image is."""
+
+        name, arrays = "lightness", ()
+
+        def logits(self, arrays, inputs):
+            light = inputs[:, 2:4, 2:4].mean(axis=(1, 2, 3))
+            return jnp.stack([light, light, light], axis=1) * jnp.eye(3)[1] * 5
+
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=Lightness)
+    found = evaluation.baseline("rded", 2)
+    assert found.images.shape == (6, 8, 8, 3) and found.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(found.positions) == 6 * factor**2 and not found.has_soft_labels
+    np.testing.assert_array_equal(
+        dataset.train.labels[found.positions], np.repeat(np.arange(3), 2 * factor**2)
+    )
+    # The teacher wants light images of class 1 and dark ones of the others.
+    light = found.images.reshape(3, -1).mean(axis=1)
+    everything = dataset.info.normalisation.apply(dataset.train.images)
+    usual = [everything[dataset.train.labels == label].mean() for label in range(3)]
+    assert light[1] > usual[1] and light[2] < usual[2]
+    with pytest.raises(UserError, match="rded needs"):
+        evaluation.baseline("rded", 21)
 
 
 def _seen(evaluation, monkeypatch, measurements):

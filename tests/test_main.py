@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -169,6 +170,17 @@ def test_a_second_process_and_another_value_are_refused(whole, capsys):
     assert "distill.lr_img=1000.0, not 3.0" in said
 
 
+def test_another_environment_is_refused_in_a_line(whole):
+    ended = subprocess.run(
+        tiny_run.command(whole, **_SETTINGS),
+        env={**tiny_run.environment(), "JAX_ENABLE_X64": "1"},
+        cwd=tiny_run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.count("\n") == 1
+    assert "started with jax_enable_x64=False, not True" in ended.stderr
+    assert "set that as it was" in ended.stderr
+
+
 def test_configs_are_found_from_anywhere_and_ones_own_too(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["edf_jax", "--config=configs/cluttered_digits.py", "--dry_run"]) == 0
@@ -185,6 +197,8 @@ def test_bad_flags_values_and_files_are_refused_in_a_line():
         *list(badinput.command_cases())[::2],
         *list(badinput.value_cases())[::30],
         *list(badinput.file_cases())[::6],
+        *[case for case in badinput.place_cases() if not case.environment][::7],
+        *list(badinput.stranger_cases())[::3],
         *badinput.generated_cases(15),
     ]
     assert badinput.check(cases, 1) == []

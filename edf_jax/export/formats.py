@@ -181,7 +181,10 @@ def write_torch(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib
         "lr": np.asarray(distilled.alpha),
     }
     for name, array in arrays.items():
-        torch.save(torch.tensor(array, dtype=torch.float32), out / f"{name}_best.pt")
+        # PyTorch's own writing to a file hides what the disk says.
+        content = io.BytesIO()
+        torch.save(torch.tensor(array, dtype=torch.float32), content)
+        (out / f"{name}_best.pt").write_bytes(content.getvalue())
 
 
 def write_tfds(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.Path) -> None:

@@ -69,6 +69,7 @@ def test_resolving_twice_changes_nothing():
         ("experts.lr", 0.0, "experts.lr=0.0 must be > 0"),
         ("data.resolution", -1, "data.resolution=-1 must be >= 0"),
         ("data.difficulty", 1.5, "must be >= 0 and <= 1"),
+        ("model.depth", 10**9, "must be >= 0 and <= 100"),
         ("data.resize", "sqash", "did you mean 'squash'?"),
         ("method", "edff", "did you mean 'edf'?"),
         ("precision", "float16", "must be one of float32, tf32, bfloat16"),

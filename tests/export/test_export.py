@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -170,6 +173,22 @@ def test_card_tells_accuracy_of_this_very_set():
     assert "Accuracy" not in dataset_card(describe(other, RESULT))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("last", "This set is the run's last, chosen by no images."),
+        ("best_on_test", "This set is the run's best on test images, which flatters its accuracy"),
+        ("best_on_held_out", "This set is the run's best on training images that were held out."),
+        ("step_000003", ""),
+    ],
+)
+def test_card_tells_by_what_images_the_set_was_chosen(run, name, told):
+    path = run / "distilled" / f"{name}.safetensors"
+    dataclasses.replace(_set(), step=7 if told else 3).save(path)
+    card = " ".join((export.export_run(path, "huggingface") / "README.md").read_text().split())
+    assert told in card and ("This set is" in card) == bool(told)
+
+
 def test_card_tells_the_training_of_the_run():
     config = {"evaluate.epochs": 300, "evaluate.batch": 64, "augment.strategy": "color_crop"}
     card = dataset_card(describe(dataclasses.replace(_set(), config=config), RESULT))
@@ -269,6 +288,31 @@ def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
     monkeypatch.setitem(export._WRITERS, "images", fail)
     with pytest.raises(UserError, match="no room"):
         export.export_run(run, "images", tmp_path / "elsewhere" / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@contextlib.contextmanager
+def _files_no_larger_than(size: int) -> Iterator[None]:
+    """Writing more fails, as on a full disk."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_a_disk_that_takes_no_more_is_told_in_one_line(run, tmp_path, to):
+    if to == "torch":
+        pytest.importorskip("torch")
+    if to == "tfds":
+        pytest.importorskip("tensorflow_datasets")
+    out = tmp_path / "elsewhere" / ("set.npz" if to == "npz" else "set")
+    with pytest.raises(UserError, match=f"{out} can't be written") as told:
+        with _files_no_larger_than(64):
+            export.export_run(run, to, out)
+    assert "\n" not in str(told.value)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

@@ -183,6 +183,8 @@ def test_batches_that_a_student_cannot_have_are_refused_before_experts_are_train
 def test_a_network_that_the_images_are_too_small_for_is_refused():
     with pytest.raises(UserError, match="too small"):
         planned(**{"model.depth": 6})
+    with pytest.raises(UserError, match="too small"):
+        planned(**{"model.name": "LeNet", "model.width": 0, "data.resolution": 8})
     with pytest.raises(UserError, match="no width to set"):
         planned(**{"model.name": "LeNet"})
 

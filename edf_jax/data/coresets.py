@@ -11,6 +11,8 @@ from edf_jax.runtime.errors import UserError
 
 # `real_soft` is the random images with soft labels, `rded` stitched crops (`methods.rded`).
 BASELINES = ("random", "herding", "k_centre", "el2n", "grand", "ccs", "rded", "real_soft")
+# Those that ask no expert.
+WITHOUT_EXPERTS = ("random", "rded")
 
 
 def _members(labels: np.ndarray, ipc: int) -> list[np.ndarray]:

@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from edf_jax.config.resolve import autos, flatten
 from edf_jax.data import Dataset, coresets
-from edf_jax.data.decode import ImageSettings, decode
 from edf_jax.distilled_set import LabelledImages
-from edf_jax.evaluate import crops
+from edf_jax.evaluate.patches import stitched_crops
 from edf_jax.experts import difficulty
 from edf_jax.experts.settings import expert_seed
 from edf_jax.experts.train import expert_after, expert_recipe
 from edf_jax.experts.trajectories import TrajectoryStore
-from edf_jax.methods import rded
 from edf_jax.methods.soft_labels import average_labels, hard_labels
 from edf_jax.models.choose import network_for
 from edf_jax.runtime import processes, randomness
@@ -82,7 +79,13 @@ class RealImages:
             chosen = coresets.choose_random(rng, train.labels, ipc)
             note = "random, their own labels"
         elif name == "rded":
-            return self._stitched(ipc)
+            rng = randomness.host_stream(self._config.seed, "stitched baseline")
+            stitched = stitched_crops(rng, self._dataset, self._teacher(), ipc)
+            return dataclasses.replace(
+                stitched,
+                images=_same_everywhere(stitched.images),
+                positions=_same_everywhere(np.asarray(stitched.positions)),
+            )
         elif name in ("el2n", "grand", "ccs"):
             scores, by = self._scores("grand" if name == "grand" else "el2n")
             if name == "ccs":
@@ -161,37 +164,6 @@ class RealImages:
         scores = np.mean([score(*judge.arrays) for judge in judges], axis=0)
         return scores, judges[0].name if len(judges) == 1 else f"{judges[0].name} and others"
 
-    def _stitched(self, ipc: int) -> LabelledImages:
-        """RDED's images: the crops that the teacher is surest of, stitched; hard labels."""
-        train, info = self._dataset.train, self._dataset.info
-        teacher, size = self._teacher(), info.image_shape[0]
-        # Whitening is of whole images.
-        factor = 1 if info.normalisation.zca else rded.factor_of(size)
-        count = ipc * factor**2
-        rng = randomness.host_stream(self._config.seed, "stitched baseline")
-        looked_at = max(rded.IMAGES, count)
-        made, positions = [], []
-        for label in range(info.num_classes):
-            members = rng.permutation(np.flatnonzero(train.labels == label))[:looked_at]
-            if len(members) < count:
-                raise UserError(
-                    f"class {info.class_names[label]} has {len(members)} training images, and "
-                    f"rded needs {count}, a patch of each: lower distill.ipc"
-                )
-            patches = _patches(rng, np.asarray(train.images[members]), size // factor)
-            losses = _losses(teacher, info.normalisation, patches, label, size)
-            images, best = rded.best_crops(losses, count)
-            made.append(rded.stitch(patches[images, best], factor))
-            positions.append(members[images])
-        stitched = info.normalisation.apply(np.concatenate(made))
-        labels = hard_labels(np.repeat(np.arange(info.num_classes), ipc), info.num_classes)
-        return LabelledImages(
-            _same_everywhere(np.asarray(stitched, np.float32)),
-            labels,
-            note=f"{factor} x {factor} crops of real images, chosen by {teacher.name}",
-            positions=_same_everywhere(np.concatenate(positions)),
-        )
-
     def _with_soft_labels(self, real: LabelledImages) -> LabelledImages:
         """Logits averaged over the networks that are right, as distillation starts from."""
         inputs, logits = jnp.asarray(real.images), []
@@ -210,38 +182,3 @@ def _same_everywhere(own: np.ndarray) -> np.ndarray:
     """The first process's: rounding may differ between processes, and the images may not."""
     _, arrays = processes.arrays_from_first_process("chosen images", lambda: (None, {"": own}))
     return arrays[""]
-
-
-def _patches(rng: np.random.Generator, images: np.ndarray, side: int) -> np.ndarray:
-    """Random square crops of each image as stored, `[m, k, s, s, C]`."""
-    key = jax.random.key(int(rng.integers(2**31)))
-    count, size = len(images) * rded.CROPS, images.shape[1:3]
-    boxes = crops.draw_crops(key, count, size, rded.SMALLEST, aspects=(1.0, 1.0))
-    settings = ImageSettings(side, "squash", True, images.shape[3], False)
-    patches = [
-        decode(image[top : top + height, left : left + width], settings)[0]
-        for image, (top, left, height, width) in zip(
-            np.repeat(images, rded.CROPS, axis=0), np.asarray(boxes)
-        )
-    ]
-    return np.stack(patches).reshape(len(images), rded.CROPS, side, side, -1)
-
-
-def _losses(
-    teacher: TrainedNetwork, normalisation, patches: np.ndarray, label: int, size: int
-) -> np.ndarray:
-    """The teacher's cross-entropy `[m, k]` on patches, each amid zeros on an image's size."""
-    before = (size - patches.shape[2]) // 2
-    after = size - patches.shape[2] - before
-    sides = (before, after)
-
-    @jax.jit
-    def of(arrays, inputs):
-        padded = jnp.pad(inputs, ((0, 0), sides, sides, (0, 0)))
-        logits = teacher.logits(arrays, padded)
-        classes = jnp.full(len(inputs), label)
-        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes)
-
-    flat = patches.reshape(-1, *patches.shape[2:])
-    inputs = np.asarray(normalisation.apply(flat), np.float32)
-    return np.asarray(of(teacher.arrays, inputs)).reshape(patches.shape[:2])

@@ -127,7 +127,8 @@ class Evaluation:
         """The figures of each, measured now where they aren't known.
 
         Returns:
-            Each with its network's name, its protocol, whose labels and what the images are.
+            Each with its network's name, its protocol, whose labels, what the images are, and the
+            epochs and steps of each that a network is trained.
         """
         measurements = [self.ready(one) for one in measurements]
         identities = [self.identity(one) for one in measurements]
@@ -144,8 +145,13 @@ class Evaluation:
 
             for one, identity in zip(measurements, identities):
                 make = functools.partial(self.run, one, on_epochs)
-                row = {"network": self.label(one.network), "protocol": one.protocol}
-                row["labels"] = one.regime
+                row = {
+                    "network": self.label(one.network),
+                    "protocol": one.protocol,
+                    "labels": one.regime,
+                    "epochs": self._epochs(one),
+                    "steps": -(-len(one.images.images) // self._batch(one)),
+                }
                 note = {"note": one.images.note} if one.images.note else {}
                 rows.append({**row, **note, **self.measured.need(identity, make)})
         return rows
@@ -215,10 +221,12 @@ class Evaluation:
 
     def epochs(self, one: Measurement) -> int:
         """How many epochs a measurement trains, the search for a rate included."""
+        searched = one.protocol == "plain" and self._known_rate(one) is None
+        return self._epochs(one) * (1 + searched)
+
+    def _epochs(self, one: Measurement) -> int:
         options = self.config.evaluate
-        if one.protocol != "plain":
-            return options.kd_epochs
-        return (options.epochs + 1) * (1 + (self._known_rate(one) is None))
+        return options.epochs + 1 if one.protocol == "plain" else options.kd_epochs
 
     def identity(self, one: Measurement) -> dict[str, Any]:
         """Everything that decides a measurement's figures."""

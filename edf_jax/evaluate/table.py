@@ -277,6 +277,8 @@ def _notes(table: Mapping[str, Any]) -> str:
         )
     chosen = {row["chosen"] for row in rows if "chosen" in row}
     notes += [f"By rded an accuracy is {text}." for text in sorted(chosen)]
+    lengths = dict.fromkeys(f"{row['epochs']} x {row['steps']} ({row['protocol']})" for row in rows)
+    notes.append(f"Epochs x steps of a network: {', '.join(lengths)}.")
     searched = {row["rate_from"] for row in rows if row["protocol"] == "plain"}
     if searched:
         notes.append(f"Rates of the plain protocol: {'; '.join(sorted(searched))}.")
@@ -292,7 +294,8 @@ def _notes(table: Mapping[str, Any]) -> str:
 def to_csv(table: Mapping[str, Any]) -> str:
     """A line per figure."""
     measured = ("mean", "std", "low", "high", "num_eval", "num_images")
-    columns = ("set", "protocol", "labels", "network", *measured, "rate", "rate_from", "seconds")
+    told = ("rate", "rate_from", "epochs", "steps", "seconds")
+    columns = ("set", "protocol", "labels", "network", *measured, *told)
     rows = []
     for row in table["rows"]:
         low, high = row["interval"] or ("", "")

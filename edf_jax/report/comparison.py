@@ -75,6 +75,7 @@ class Row:
         initial: of the images that each run started from; None where it wasn't measured.
         labels: whose labels all of these are with (`evaluate.labels`).
         by_labels: as `last`, of each label regime that was measured beside.
+        length: epochs that each network was trained, and steps of each; None where unknown.
     """
 
     label: str
@@ -88,6 +89,7 @@ class Row:
     initial: Figure | None = None
     labels: str = "own"
     by_labels: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    length: tuple[int, int] | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
@@ -109,6 +111,8 @@ class Row:
             figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
         return {
             **figures,
+            "epochs": self.length and self.length[0],
+            "steps": self.length and self.length[1],
             "seconds": round(self.seconds, 1),
             "memory_mb": self.memory,
             "device_memory_mb": self.device_memory,
@@ -130,6 +134,7 @@ class Row:
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
             "labels": self.labels,
+            "epochs x steps": "" if self.length is None else "{} x {}".format(*self.length),
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
             "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
@@ -169,6 +174,9 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         _figure(results, "initial"),
         results[0].get("labels", "own"),
         _by_labels(results, kind),
+        (results[0][f"{kind}_epochs"], results[0][f"{kind}_steps"])
+        if f"{kind}_epochs" in results[0]
+        else None,
     )
 
 

@@ -435,6 +435,7 @@ def test_a_run_is_judged_by_each_label_regime(dataset, run):
     text = result_table(result)
     assert "Distilled, last, ConvNet, teacher labels" in text and "Random real images " in text
     assert "hard labels; teacher: network 0, 50.0% on test images" in text
+    assert (result["distilled_epochs"], result["distilled_steps"]) == (5, 1)
     beside = comparison._by_labels([result], "distilled")
     assert {k: figure.by_seed[0] for k, figure in beside.items()} == {
         k: tuple(found[k]["accuracies"]) for k in ("own", "teacher")

@@ -62,6 +62,10 @@ def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     with open(folder / "protocols.csv", newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == 4 and float(lines[0]["mean"]) == found["rows"][0]["mean"]
+    # 4 epochs and one more, by one batch of all six images.
+    assert [line["epochs"] for line in lines] == ["5", "5", "3", "3"]
+    assert {line["steps"] for line in lines} == {"1"}
+    assert "Epochs x steps of a network: 5 x 1 (plain), 3 x 1 (sre2l)." in text
     assert json.loads((folder / "protocols.json").read_text())["rows"] == found["rows"]
 
     monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("measured again"))

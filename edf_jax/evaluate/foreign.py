@@ -40,19 +40,22 @@ def add_official_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr_net", default="", help="a rate, where the set comes without one")
 
 
-def official_values(options: argparse.Namespace, distilled: str = "") -> dict[str, Any]:
+def official_values(
+    options: argparse.Namespace, distilled: str | None = None
+) -> dict[str, Any]:
     """The config keys that the official flags set.
 
     Args:
         options: with the flags of `add_official_flags`.
-        distilled: the set, where it is given in another way than by three files.
+        distilled: of a command that takes a set in other forms too, that flag.
 
     Raises:
         UserError: one of the three files isn't given, or two sets are.
     """
     files = [options.data_dir, options.label_dir, options.lr_dir]
     if any(files) == bool(distilled) or any(files) and not all(files):
-        raise UserError("give the set once: --data_dir, --label_dir and --lr_dir, or --distilled")
+        other = "" if distilled is None else ", or --distilled"
+        raise UserError(f"give the set once: --data_dir, --label_dir and --lr_dir{other}")
     values: dict[str, Any] = {"evaluate.distilled": distilled or ",".join(files)}
     if options.dsa == "False":
         values["evaluate.augment"] = "none"

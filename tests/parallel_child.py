@@ -1,4 +1,4 @@
-"""Prints as JSON how far each mesh's outer iteration is from one device's; run as a program."""
+"""Prints as JSON how far every placement's outer iteration is from one device's; a program."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from edf_jax.matching import iteration  # noqa: E402
 _TRAJECTORIES = 8
 # A batch of five divides by none of the data axes.
 _BATCH = 5
-_MESHES = {"float64": [(8, 1), (1, 8), (4, 2), (1, 3)], "float32": [(8, 1), (1, 8), (4, 2)]}
+# Devices along trajectories and along the data, and trajectories that a device maps at once.
+_PLACEMENTS = {
+    "float64": [(8, 1, 1), (1, 8, 1), (4, 2, 1), (1, 3, 1), (1, 1, 8), (1, 1, 3), (2, 2, 0)],
+    "float32": [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 0)],
+}
 
 
-def moved(trajectory: int, data: int, dtype):
+def moved(trajectory: int, data: int, together: int, dtype):
     """Loss, and how far one iteration moves images, labels and alpha."""
     settings = config.resolve(
         config.default_config(
@@ -35,6 +39,7 @@ def moved(trajectory: int, data: int, dtype):
                 "distill.lr_img": 1.0,
                 "parallel.trajectory": trajectory,
                 "parallel.data": data,
+                "parallel.together": together,
             }
         )
     )
@@ -58,15 +63,16 @@ def moved(trajectory: int, data: int, dtype):
 
 def main() -> None:
     rows = []
-    for name, meshes in _MESHES.items():
-        expected = moved(1, 1, jnp.dtype(name))
-        for mesh in meshes:
-            actual = moved(*mesh, jnp.dtype(name))
+    for name, placements in _PLACEMENTS.items():
+        dtype = jnp.dtype(name)
+        expected = moved(1, 1, 1, dtype)
+        for placement in placements:
+            actual = moved(*placement, dtype)
             errors = [
                 float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
                 for a, b in zip(actual, expected)
             ]
-            rows.append([name, mesh, max(errors), len(errors)])
+            rows.append([name, placement, max(errors), len(errors)])
     json.dump(rows, sys.stdout)
 
 

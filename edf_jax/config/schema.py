@@ -357,6 +357,11 @@ _REST = {
     "log.tensorboard": Key(True, "write TensorBoard events"),
     "log.wandb_project": Key("", "Weights & Biases project; '' is none"),
     "parallel.trajectory": Key(1, "devices over which trajectories are spread", at_least=1),
+    "parallel.together": Key(
+        0,
+        "trajectories that a device matches at once (vmap); 0 is all on a TPU, elsewhere one",
+        at_least=0,
+    ),
     "parallel.data": Key(
         0,
         "devices over which a student's batch is split; 0 takes all cores of a CPU, else one",

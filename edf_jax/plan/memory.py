@@ -89,8 +89,8 @@ def _matching_step(network: Network, batch: int) -> int:
 def iteration_bytes(config, network: Network, num_images: int, placement: Placement) -> int:
     """Memory of one outer iteration on one device: arguments, results and temporaries.
 
-    Temporaries are the activations of one step under grad of jvp, N parameter vectors, a batch's
-    augmentation and each trajectory's image gradients.
+    Temporaries are each trajectory's image gradients, and of every one that is matched at once the
+    activations of a step under grad of jvp, N parameter vectors and a batch's augmentation.
 
     Args:
         config: resolved.
@@ -103,13 +103,14 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
     trajectories = options.trajectories // placement.trajectory
     arguments = iteration_arguments(config, network, num_images)
     factor = _MATCHING if devices.platform() == "cpu" else _MATCHING_ON_ACCELERATOR
-    on_each = (
+    of_one = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
         + int(factor * _matching_step(network, at_once))
         + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
-        + trajectories * _bytes(arguments[0].values.images)
         + stored_bytes(config, network, placement.batch, placement.remat)
     )
+    mapped = min(placement.together or trajectories, trajectories)
+    on_each = mapped * of_one + trajectories * _bytes(arguments[0].values.images)
     return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edf_jax.config.key import AUTO, Key, share
+from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa, gradcam
 from edf_jax.methods.family import METHODS, PARAMETRISATIONS
 from edf_jax.runtime.devices import PRECISIONS
@@ -284,11 +285,23 @@ _EVALUATE = {
     "evaluate.protocol": Key(
         "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
     ),
+    "evaluate.labels": Key(
+        AUTO,
+        "comma-separated: whose labels networks are trained on, the set's 'own', its 'hard' "
+        "classes, or a 'teacher''s; results are named after the first; auto is the protocol's, "
+        "which is own for plain and teacher for the others",
+    ),
+    "evaluate.augment": Key(
+        AUTO,
+        "'none' trains every network on the images as they are, while distillation augments; auto "
+        "is the protocol's, for plain augment.strategy",
+        choices=(AUTO, "none"),
+    ),
     "evaluate.distilled": Key(
         "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
     ),
     "evaluate.baselines": Key(
-        "random", "comma-separated: random, herding, k_centre, real_soft, downsampled; '' is none"
+        "random", f"comma-separated: {', '.join(BASELINES)}; '' is none"
     ),
     "evaluate.scores": Key(
         False, "DD-Ranking's label- and augmentation-robust scores; four more trainings each"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edf_jax.config.resolve import flatten
+from edf_jax.data.coresets import BASELINES
 from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.runs.files import open_run, selected
 from edf_jax.runs.statistics import interval95, interval_text, mean_text
@@ -30,6 +31,10 @@ _TITLES = {
     "random": "Random real images",
     "herding": "Herded real images",
     "k_centre": "k-centre real images",
+    "el2n": "Hardest real images, EL2N",
+    "grand": "Hardest real images, GraNd",
+    "ccs": "Covering real images, CCS",
+    "rded": "RDED's patches",
     "real_soft": "Random real images, soft labels",
     "downsampled": "Shrunk real images",
     "initial": "Initial images",
@@ -58,7 +63,7 @@ class Accuracy:
       note: how, in a few words.
       mean, std: test accuracy over networks (ddof 0); std None where unknown.
       count: how many networks, None where unknown.
-      network: the architecture, "" where unknown.
+      network: the architecture, with the labels where they aren't the result's; "" where unknown.
     """
 
     kind: str
@@ -90,7 +95,7 @@ class Accuracy:
 def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
     """The lines that a run's result has, worst reference first, `last` before `best`.
 
-    Those of the first network, then those of each other, whose titles name it.
+    Those of the first network and labels, then those of each other, whose titles name them.
     """
     lines = [
         Accuracy(
@@ -105,7 +110,7 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
         for kind, title in _TITLES.items()
         if result.get(f"{kind}_mean") is not None
     ]
-    rows = {(row["network"], row["kind"]): row for row in result.get("rows", ())}
+    rows = {(_where(row, result), row["kind"]): row for row in result.get("rows", ())}
     others = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
     return lines + [
         Accuracy(
@@ -123,6 +128,12 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
     ]
 
 
+def _where(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """A row's network, and its labels where they aren't those that the result is named after."""
+    labels = row.get("labels", result.get("labels"))
+    return row["network"] + ("" if labels == result.get("labels") else f", {labels} labels")
+
+
 def _note(kind: str, result: Mapping[str, Any]) -> str:
     note = _own_note(kind, result)
     last = result.get(f"{kind}_last_epoch_mean")
@@ -137,7 +148,7 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
             return many
         rate = result.get("random_rate")
         return f"{many}, their own labels" + (f", the best rate ({rate:g})" if rate else "")
-    if kind in ("herding", "k_centre", "real_soft", "downsampled"):
+    if kind != "random" and kind in BASELINES:
         return result.get(f"{kind}_note", "")
     if kind == "initial":
         return "what distillation started from, untouched, with their first labels"
@@ -240,12 +251,16 @@ def result_table(result: Mapping[str, Any]) -> str:
 def protocol_lines(result: Mapping[str, Any]) -> list[str]:
     """What else a result says: its protocol and teacher, the soft labels' size, the scores."""
     lines = []
+    told = []
     if result.get("protocol", "plain") != "plain":
-        teacher = result.get("teacher", {})
-        accuracy = f", {teacher['accuracy']:.1f}% on test images" if teacher else ""
-        lines.append(f"protocol {result['protocol']}; teacher: {teacher.get('name')}{accuracy}")
-        chosen = result.get("distilled_chosen")
-        lines += [f"an accuracy is {chosen}"] if chosen else []
+        told.append(f"protocol {result['protocol']}")
+    if {row.get("labels") for row in result.get("rows", ())} - {None, "own"}:
+        told.append(f"{result['labels']} labels")
+    if teacher := result.get("teacher"):
+        told.append(f"teacher: {teacher['name']}, {teacher['accuracy']:.1f}% on test images")
+    lines += ["; ".join(told)] if told else []
+    chosen = result.get("distilled_chosen")
+    lines += [f"an accuracy is {chosen}"] if chosen else []
     stored = StoredBytes.of_figures(result, selected(result))
     if stored is not None:
         lines.append(f"the set in {BYTES}: {stored.text} (float32)")

@@ -139,7 +139,7 @@ class Row:
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
             BYTES: "" if self.stored is None else self.stored.text,
-            "labels": self.labels,
+            "labels": "" if self.labels == "own" else self.labels,
             "epochs x steps": "" if self.length is None else "{} x {}".format(*self.length),
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",

@@ -30,7 +30,7 @@ _CLOSE, _WIDEST = 1.15, 8.0
 _PIXEL_STEP, _LOGIT_STEP, _USUAL = 0.04, 0.003, 300
 _LEAST_STEP = 0.1
 # Losses of a race that are nearer to each other than this say nothing.
-_TIE = 0.03
+_TIE = 0.06
 
 
 class Probes(NamedTuple):

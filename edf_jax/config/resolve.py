@@ -338,6 +338,11 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             f"cam.weights is given, but cam.network={flat['cam.network']} doesn't read it: "
             "set cam.network=imported or leave cam.weights out"
         )
+    if flat["cam.classes"] == "official" and not flat["cam.weights"]:
+        raise UserError(
+            "cam.classes=official is about an ImageNet network, and there is none: give "
+            "cam.weights=FILE or leave cam.classes out"
+        )
     if flat["distill.select"] == "heldout" and not flat["data.held_out"]:
         raise UserError(
             "distill.select=heldout chooses by held-out training images, and there are none: set "

@@ -250,6 +250,12 @@ _CAM = {
         choices=(AUTO, "expert", "trained", "imported"),
     ),
     "cam.weights": Key("", "file with a ResNet-18's weights (.pth, .safetensors)"),
+    "cam.classes": Key(
+        "own",
+        "which classes an ImageNet network is asked for: the images' own, or 0, 1, 2, ... for the "
+        "labels 0, 1, 2, ..., as EDF's official code asks",
+        choices=("own", "official"),
+    ),
     "cam.method": Key(
         "grad_cam", "how maps are made", "EDF (2410.17193), paper", tuple(gradcam.METHODS)
     ),

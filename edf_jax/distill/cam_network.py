@@ -15,6 +15,9 @@ from edf_jax.training.trained import TrainedNetwork
 def import_cam_network(config, info: DatasetInfo | DatasetPlan) -> TrainedNetwork:
     """The network of `cam.weights`: of our classes, or of ImageNet's for a part of it.
 
+    Of ImageNet's 1000 it is asked for the images' own, or as EDF's official code does
+    (`cam.classes=official`) for the label itself, which is another class.
+
     Raises:
         UserError: the file can't be read, or is of another network.
     """
@@ -24,8 +27,13 @@ def import_cam_network(config, info: DatasetInfo | DatasetPlan) -> TrainedNetwor
         image_shape=info.image_shape,
         num_classes={info.num_classes, *([IMAGENET_CLASSES] if of_imagenet else [])},
     )
-    own = None if imported.num_classes == info.num_classes else info.imagenet_indices
-    return TrainedNetwork(imported, theta, batch_stats, f"imported {imported.name}", own)
+    name, indices = f"imported {imported.name}", None
+    if imported.num_classes != info.num_classes:
+        if config.cam.classes == "own":
+            indices = info.imagenet_indices
+        else:
+            name += f", asked for classes 0 to {info.num_classes - 1}"
+    return TrainedNetwork(imported, theta, batch_stats, name, indices)
 
 
 def choose_cam_network(

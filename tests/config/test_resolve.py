@@ -83,6 +83,7 @@ def test_resolving_twice_changes_nothing():
         ("distill.current_max_start_epoch", 41, "is over distill.max_start_epoch=40"),
         ("distill.min_start_epoch", 20, "leaves no start epoch below"),
         ("cam.network", "imported", "needs cam.weights=FILE"),
+        ("cam.classes", "official", "an ImageNet network, and there is none"),
         ("parallel.trajectory", 2, "must divide distill.trajectories=1"),
     ],
 )

@@ -312,6 +312,11 @@ _EVALUATE = {
     "evaluate.during_num": Key(
         1, "networks of the evaluations during distillation", _EDF, at_least=1
     ),
+    "evaluate.during_fresh": Key(
+        False,
+        "whether each of them has networks of its own, as papers' have; the largest of their "
+        "accuracies is then told as 'paper_statistic' beside the result",
+    ),
     "evaluate.during_epochs": Key(0, "their E_eval; 0 is evaluate.epochs", at_least=0),
     "evaluate.baseline_rates": Key(
         "0.001,0.003,0.01,0.03",

@@ -246,8 +246,9 @@ _DISTILL = {
 _CAM = {
     "cam.network": Key(
         AUTO,
-        "whose maps; auto is 'imported' where cam.weights is given, else 'expert'",
-        choices=(AUTO, "expert", "trained", "imported"),
+        "whose maps: of the first expert, averaged over all experts, of teacher.network trained on "
+        "the real data, or of cam.weights; auto is 'imported' where those are given, else 'expert'",
+        choices=(AUTO, "expert", "experts", "trained", "imported"),
     ),
     "cam.weights": Key("", "file with a ResNet-18's weights (.pth, .safetensors)"),
     "cam.classes": Key(

@@ -392,6 +392,8 @@ def _cam_network(plan: Plan) -> str:
         return f"imported weights ({cam.weights}){asked}"
     if cam.network == "trained":
         return "a network trained on the real data"
+    if cam.network == "experts":
+        return f"the last snapshots of {plan.config.experts.num} experts, averaged"
     told = "the first expert's last snapshot"
     if plan.config.published and cam.network == "auto":
         told += " (published with an ImageNet ResNet-18: cam.weights=FILE)"

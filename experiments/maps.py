@@ -1,4 +1,4 @@
-"""Do class activation maps find the object? Measured by what a judge sees of it.
+"""Do class activation maps find the object? Measured by what another network makes of it.
 
     python -m experiments.maps --images=FOLDER --csv=docs/results/maps.csv
 
@@ -9,10 +9,11 @@ one choice of networks on one data set, is added to the file when it is there, a
 Of 200 held-out training images the pixels are taken away in the order of the map, the highest
 first, and put the mean colour in their place (deletion); or they are put into the blurred image
 (insertion). The score is the area under the curve of the probability of the true class: a map that
-finds the object has a low deletion and a high insertion. The judges made none of the maps: another
-expert and a ResNet-18 of another seed, whose probabilities are averaged. On the digits, whose
-places are known, `on_object` is the share of the map's highest pixels, as many as the digit covers,
-that lie on it. Controls: pixels in random order, and from the centre outwards.
+finds the object has a low deletion and a high insertion. The judge is of an architecture that made
+none of the maps: a VGG-11 with batch norm, on the digits, which are too small for it, a ConvNet
+with batch norm and max pooling. On the digits, whose places are known,
+`on_object` is the share of the map's highest pixels, as many as the digit covers, that lie on it.
+Controls: pixels in random order, and from the centre outwards.
 
 References:
   Petsiuk et al., RISE (1806.07421), section 4.2: deletion and insertion.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -37,7 +39,7 @@ from edf_jax.config.resolve import default_config, resolve
 from edf_jax.data import Dataset, load_dataset
 from edf_jax.distill.cam_network import choose_cam_network
 from edf_jax.evaluate.teacher import get_teacher
-from edf_jax.experts.train import expert_after, open_experts, train_experts
+from edf_jax.experts.train import open_experts, train_experts
 from edf_jax.matching.iteration import Learnable
 from edf_jax.matching.pixel_weight import make_weight
 from edf_jax.methods import gradcam
@@ -54,10 +56,17 @@ from experiments.scene_maps import digit_opacity
 PER_CLASS = 20
 STEPS = 10
 CONTROLS = ("random order", "centre first")
-# The last of the experts is a judge.
-_EXPERTS = 4
-_TEACHER = {"teacher.network": "ResNet18BN", "teacher.width": 16, "teacher.epochs": 12}
-_COMMON = {**_TEACHER, "method": "edf", "data.held_out": 0.1, "experts.num": _EXPERTS}
+_COMMON = {
+    "method": "edf",
+    "data.held_out": 0.1,
+    "experts.num": 3,
+    "teacher.network": "ResNet18BN",
+    "teacher.width": 16,
+}
+# What makes a network learn in few epochs.
+_QUICK = {"teacher.batch": 64, "teacher.smallest_crop": 0.5}
+# Five poolings leave nothing of a digit's 24 pixels.
+_JUDGES = {"digits": "ConvNetBNMP", "imagenette": "VGG11BN", "imagewoof": "VGG11BN"}
 _DIGITS = {
     "data.resolution": 24,
     "data.difficulty": 0.6,
@@ -68,10 +77,11 @@ _DIGITS = {
     "experts.epochs": 24,
     "experts.batch": 256,
     "experts.lr": 0.2,
+    "teacher.epochs": 12,
     "distill.max_start_epoch": 10,
     "distill.current_max_start_epoch": 2,
 }
-_REAL = {**real_scenes.BASE, "data.resolution": 32}
+_REAL = {**real_scenes.BASE, "data.resolution": 32, **_QUICK, "teacher.epochs": 6}
 SETS: dict[str, dict[str, Any]] = {
     "digits": _DIGITS,
     "imagenette": {**_REAL, "data.subset": "imagenette"},
@@ -80,7 +90,7 @@ SETS: dict[str, dict[str, Any]] = {
 # `cam.network`, and what a row calls it.
 NETWORKS = {
     "expert": "an expert",
-    "experts": f"{_EXPERTS - 1} experts, averaged",
+    "experts": "3 experts, averaged",
     "trained": "a ResNet-18",
 }
 
@@ -143,7 +153,7 @@ def on_object(order: np.ndarray, places: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """The images of a data set, the networks that make maps of them, and the judges.
+    """The images of a data set, the networks that make maps of them, and the judge.
 
     Attributes:
         config: resolved.
@@ -152,7 +162,7 @@ class Scene:
         classes: `[n]`.
         places: `[n, H, W]` bool, where the object is; None where that isn't known.
         cams: by `cam.network`.
-        judges: networks that make no maps.
+        judge: of an architecture that makes no maps.
     """
 
     config: Any
@@ -161,26 +171,23 @@ class Scene:
     classes: np.ndarray
     places: np.ndarray | None
     cams: dict[str, TrainedNetwork]
-    judges: tuple[TrainedNetwork, ...]
+    judge: TrainedNetwork
 
     def maps(self, network: str, method: str) -> np.ndarray:
         """`[n, H, W]`, of each image's class, by a `cam.network` and a `cam.method`."""
-        self.config.cam.method = method
-        weigh = make_weight(self.config, self.cams[network])
+        weigh = make_weight(resolve(self.config, **{"cam.method": method}), self.cams[network])
         labels = jnp.asarray(hard_labels(self.classes, int(self.classes.max()) + 1))
         values = Learnable(jnp.asarray(self.inputs), labels, jnp.float32(0))
         return np.asarray(weigh(values, jax.random.key(0))[0])
 
+    @functools.cached_property
     def probability(self) -> Callable[[np.ndarray], np.ndarray]:
-        """What the judges say of the classes, on average: of inputs to `[n]`."""
-        compiled = [jax.jit(judge.logits) for judge in self.judges]
+        """What the judge says of the classes: of inputs to `[n]`."""
+        logits = jax.jit(self.judge.logits)
 
         def of(inputs: np.ndarray) -> np.ndarray:
-            said = [
-                jax.nn.softmax(logits(judge.arrays, jnp.asarray(inputs)))
-                for logits, judge in zip(compiled, self.judges)
-            ]
-            return np.mean(said, axis=0)[np.arange(len(inputs)), self.classes]
+            said = jax.nn.softmax(logits(self.judge.arrays, jnp.asarray(inputs)))
+            return np.asarray(said)[np.arange(len(inputs)), self.classes]
 
         return of
 
@@ -206,17 +213,15 @@ def make_scene(data: str, images: pathlib.Path | None, workdir: pathlib.Path) ->
     network = network_for(config, dataset.info)
     cams = {}
     for name in NETWORKS:
-        # Of all experts but the last.
-        own = resolve(config, **{"cam.network": name, "experts.num": _EXPERTS - 1})
+        own = resolve(config, **{"cam.network": name})
         teacher = lambda: get_teacher(config, dataset, folder)  # noqa: E731
         cams[name] = choose_cam_network(own, dataset, network, store, teacher)
-    last = expert_after(network, store, _EXPERTS - 1, config.experts.epochs)
-    other = get_teacher(resolve(config, seed=1), dataset, folder)
-    judges = TrainedNetwork(network, *last, "the last expert"), other
-    return _of_images(config, dataset, cams, judges)
+    chosen = {"teacher.network": _JUDGES[data], "teacher.epochs": 8}
+    judge = get_teacher(resolve(config, **_QUICK, **chosen), dataset, folder)
+    return _of_images(config, dataset, cams, judge)
 
 
-def _of_images(config, dataset: Dataset, cams, judges) -> Scene:
+def _of_images(config, dataset: Dataset, cams, judge) -> Scene:
     """A scene of `PER_CLASS` held-out images a class."""
     held: Any = dataset.held_out
     rng = np.random.default_rng(0)
@@ -232,7 +237,7 @@ def _of_images(config, dataset: Dataset, cams, judges) -> Scene:
     if config.data.source == "cluttered_digits":
         whole = resolve(config, **{"data.held_out": 0.0})
         places = digit_opacity(whole, pixels, load_dataset(whole.data).train.images) > 0.5
-    return Scene(config, pixels, inputs, classes, places, cams, judges)
+    return Scene(config, pixels, inputs, classes, places, cams, judge)
 
 
 def measure(scene: Scene, network: str, method: str) -> dict[str, str]:
@@ -247,15 +252,14 @@ def measure(scene: Scene, network: str, method: str) -> dict[str, str]:
         down, across = np.indices(size) - (np.array(size)[:, None, None] - 1) / 2
         maps = np.broadcast_to(-(down**2 + across**2), (len(scene.inputs), *size))
     order = pixel_order(maps, rng)
-    probability = scene.probability()
-    # The mean colour is zero in inputs. RISE blurs with a deviation of 5 of 224 pixels' kernel.
-    deletion = area(scene.inputs, np.zeros_like(scene.inputs), order, probability)
-    side = size[0] / 10
-    blurred = ndimage.gaussian_filter(scene.inputs, (0, side, side, 0))
-    insertion = area(blurred, scene.inputs, order, probability)
+    # In inputs the mean colour is zero; a blur by a tenth of the side hides what an object is.
+    deletion = area(scene.inputs, np.zeros_like(scene.inputs), order, scene.probability)
+    deviation = size[0] / 10
+    blurred = ndimage.gaussian_filter(scene.inputs, (0, deviation, deviation, 0))
+    insertion = area(blurred, scene.inputs, order, scene.probability)
     score = insertion - deletion
     found = "" if scene.places is None else f"{100 * on_object(order, scene.places):.1f}"
-    empty = 100 * float((maps.max((1, 2)) == 0).mean()) if network else 0.0
+    empty = f"{100 * (maps.max((1, 2)) == 0).mean():.1f}" if network else ""
     return {
         "images": str(len(order)),
         "deletion": f"{100 * deletion.mean():.2f}",
@@ -263,8 +267,8 @@ def measure(scene: Scene, network: str, method: str) -> dict[str, str]:
         "score": f"{100 * score.mean():.2f}",
         "score_error": f"{100 * score.std(ddof=1) / len(score) ** 0.5:.2f}",
         "on_object": found,
-        "empty": f"{empty:.1f}" if network else "",
-        "judges_see": f"{100 * probability(scene.inputs).mean():.1f}",
+        "empty": empty,
+        "judge_sees": f"{100 * scene.probability(scene.inputs).mean():.1f}",
     }
 
 
@@ -274,11 +278,11 @@ def wanted() -> Iterator[tuple[str, str]]:
     yield from ((network, method) for network in NETWORKS for method in gradcam.METHODS)
 
 
-def draw(scenes: dict[str, Scene], target: pathlib.Path, *, each: int = 3) -> None:
+def draw(scenes: dict[str, Scene], target: pathlib.Path, *, each: int = 4) -> None:
     """Writes a picture of all maps of a few images, side by side.
 
     Args:
-        scenes: by data set, from which the first images of `each` classes are shown.
+        scenes: by data set, from which `each` images of different classes are shown.
         target: the picture.
     """
     import matplotlib
@@ -287,7 +291,9 @@ def draw(scenes: dict[str, Scene], target: pathlib.Path, *, each: int = 3) -> No
     from matplotlib import pyplot as plt
 
     columns = [pair for pair in wanted() if pair[0]]
-    shown = [(scene, i * PER_CLASS * 3) for scene in scenes.values() for i in range(each)]
+    shown = [
+        (scene, i * len(scene.pixels) // each) for scene in scenes.values() for i in range(each)
+    ]
     shape = len(shown), len(columns) + 1
     figure, axes = plt.subplots(*shape, figsize=(0.95 * shape[1], 1.0 * shape[0] + 0.5))
     maps = {id(s): [s.maps(*pair) for pair in columns] for s in scenes.values()}

@@ -247,7 +247,8 @@ _CAM = {
     "cam.network": Key(
         AUTO,
         "whose maps: of the first expert, averaged over all experts, of teacher.network trained on "
-        "the real data, or of cam.weights; auto is 'imported' where those are given, else 'expert'",
+        "the real data, or of cam.weights; auto is 'imported' where those are given, else "
+        "'experts' with cam.method=auto, else 'expert'",
         choices=(AUTO, "expert", "experts", "trained", "imported"),
     ),
     "cam.weights": Key("", "file with a ResNet-18's weights (.pth, .safetensors)"),
@@ -258,7 +259,10 @@ _CAM = {
         choices=("own", "official"),
     ),
     "cam.method": Key(
-        "grad_cam", "how maps are made", "EDF (2410.17193), paper", tuple(gradcam.METHODS)
+        "grad_cam",
+        "how maps are made; auto is 'layer_cam', which finds objects best (docs/results.md)",
+        "EDF (2410.17193), paper",
+        (AUTO, *gradcam.METHODS),
     ),
     "cam.every": Key(100, "iterations between maps (the paper's interval)", _EDF, at_least=1),
     "cam.beta": Key(1.0, "DAE's addition where the map is high", _EDF, at_least=0),

@@ -100,6 +100,21 @@ def test_the_first_bound_of_start_epochs_matters_only_where_the_bound_grows():
         resolve(default_config(**values))
 
 
+def test_the_best_maps_come_only_where_they_are_asked_for():
+    def maps(**values):
+        cam = resolve(default_config(**values)).cam
+        return cam.method, cam.network
+
+    assert maps() == ("grad_cam", "auto")
+    assert maps(**{"cam.method": "auto"}) == ("layer_cam", "experts")
+    assert maps(**{"cam.method": "auto", "cam.network": "expert"}) == ("layer_cam", "expert")
+    imported = {"cam.method": "auto", "cam.weights": "resnet18.pth"}
+    assert maps(**imported) == ("layer_cam", "auto")
+    # Resolved once more, as a comparison does.
+    again = resolve(resolve(default_config(**{"cam.method": "auto"})))
+    assert again.cam.network == "experts"
+
+
 def test_combined_network_names_are_known():
     resolve(default_config(**{"evaluate.networks": "ConvNetD4W64BN, resnet18_ap"}))
 

@@ -9,11 +9,11 @@ one choice of networks on one data set, is added to the file when it is there, a
 Of 200 held-out training images the pixels are taken away in the order of the map, the highest
 first, and put the mean colour in their place (deletion); or they are put into the blurred image
 (insertion). The score is the area under the curve of the probability of the true class: a map that
-finds the object has a low deletion and a high insertion. The judge is of an architecture that made
-none of the maps: a VGG-11 with batch norm, on the digits, which are too small for it, a ConvNet
-with batch norm and max pooling. On the digits, whose places are known,
-`on_object` is the share of the map's highest pixels, as many as the digit covers, that lie on it.
-Controls: pixels in random order, and from the centre outwards.
+finds the object has a low deletion and a high insertion. The judge made none
+of the maps: a ConvNet with batch norm and max pooling, where the experts have instance norm and
+average pooling. On the digits, whose places are known, `on_object` is the share of the map's
+highest pixels, as many as the digit covers, that lie on it. Controls: pixels in random order, and
+from the centre outwards.
 
 References:
   Petsiuk et al., RISE (1806.07421), section 4.2: deletion and insertion.
@@ -65,8 +65,7 @@ _COMMON = {
 }
 # What makes a network learn in few epochs.
 _QUICK = {"teacher.batch": 64, "teacher.smallest_crop": 0.5}
-# Five poolings leave nothing of a digit's 24 pixels.
-_JUDGES = {"digits": "ConvNetBNMP", "imagenette": "VGG11BN", "imagewoof": "VGG11BN"}
+_JUDGE = {**_QUICK, "teacher.network": "ConvNetBNMP", "teacher.epochs": 8}
 _DIGITS = {
     "data.resolution": 24,
     "data.difficulty": 0.6,
@@ -216,8 +215,7 @@ def make_scene(data: str, images: pathlib.Path | None, workdir: pathlib.Path) ->
         own = resolve(config, **{"cam.network": name})
         teacher = lambda: get_teacher(config, dataset, folder)  # noqa: E731
         cams[name] = choose_cam_network(own, dataset, network, store, teacher)
-    chosen = {"teacher.network": _JUDGES[data], "teacher.epochs": 8}
-    judge = get_teacher(resolve(config, **_QUICK, **chosen), dataset, folder)
+    judge = get_teacher(resolve(config, **_JUDGE), dataset, folder)
     return _of_images(config, dataset, cams, judge)
 
 

@@ -19,6 +19,7 @@ import sys
 
 import numpy as np
 
+from edf_jax.distilled_set import StoredBytes
 from edf_jax.report import comparison
 from edf_jax.runtime import console, storage
 from edf_jax.runtime.errors import UserError
@@ -128,6 +129,10 @@ def _line(seeds: list[Row], trainers: dict[str, float]) -> comparison.Row:
         max(row.memory_mb or 0 for row in seeds),
         max(device, default=None),
         (first.experts, trainers[first.experts]) if first.experts in trainers else None,
+        stored=None
+        if first.image_bytes is None or first.label_bytes is None
+        else StoredBytes(first.image_bytes, first.label_bytes),
+        length=None if first.epochs is None or first.steps is None else (first.epochs, first.steps),
     )
 
 

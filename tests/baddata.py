@@ -48,6 +48,14 @@ def _named(name: bytes) -> Callable[[Path], None]:
     return make
 
 
+def _pipes(folder: Path) -> None:
+    """A folder of images with a class of pipes."""
+    data_layouts.write_folder(folder / "data", ["a", "b"])
+    for path in (folder / "data" / "train" / "b").iterdir():
+        path.unlink()
+        os.mkfifo(path)
+
+
 def _npz(**changed: np.ndarray) -> Callable[[Path], None]:
     """A `.npz` file of twenty images of two classes."""
 
@@ -106,6 +114,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "folder: a class not in UTF-8": _named(b"caf\xe9"),
     "folder: a class of two lines": _named(b"two\nlines"),
     "folder: a class of control characters": _named(b"\x1b[31mred"),
+    "folder: a class of pipes": _pipes,
     "npz: a label beyond int32": _npz(y_train=_labels(2**32 + 1)),
     "npz: a label of 2**31 - 1": _npz(y_train=_labels(2**31 - 1)),
     "npz: unsigned labels": _npz(y_test=_labels(2**64 - 1)),

@@ -211,7 +211,38 @@ def test_rows_that_cannot_be_are_refused(text, told, tmp_path):
         names_of("", "", str(path))
 
 
+def test_labels_that_look_alike_have_folders_of_their_own(tmp_path):
+    labels = ["a b", "A-B", "a/b", "a b ", "--", "é", "../..", "experts-sgd", "x" * 300, "x" * 301]
+    rows = {label: {"distill.lr_img": i} for i, label in enumerate(labels, 1)}
+    plan = make_grid(default_config(**_TINY), rows, 2, tmp_path)
+    folders = {run.workdir for run in plan.runs.values()}
+    assert len(folders) == len(plan.runs) == 2 * len(labels) + 1
+    experts = {run.workdir for run in plan.runs.values() if run.kind == "experts"}
+    for folder in folders - experts:
+        # The label's folder lies in cells/, and has the seeds in it.
+        assert folder.parents[1] == tmp_path / "cells" and not experts & set(folder.parents)
+        assert len(folder.parent.name) < 256 and ".." not in folder.parts
+
+
 # Running them.
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"parallel.data": 64}, "parallel"),
+        ({"cam.weights": "/nowhere.pth"}, "/nowhere.pth"),
+        ({"data.source": "folder", "data.path": "/nowhere"}, "/nowhere"),
+        ({"distill.ipc": 10**6}, "ipc"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_before_any_is_at_work(tmp_path, values, told):
+    plan = _plan(tmp_path, "mtt", **values)
+    config_file = str(pathlib.Path(__file__).parents[1] / "configs" / "cluttered_digits.py")
+    with pytest.raises(UserError, match=told) as refusal:
+        compare.check_runs(list(plan.runs.values()), config_file)
+    assert str(refusal.value).startswith(("experts-", "mtt, seed 0: "))
+    assert "\n" not in str(refusal.value) and not any(tmp_path.iterdir())
 
 
 def _pretend(accuracy=50.0, fail_at=None):
@@ -232,6 +263,7 @@ def _pretend(accuracy=50.0, fail_at=None):
         else:
             result["distilled_accuracies"] = [accuracy + seed, accuracy + 2 + seed]
             result["best_on_test_accuracies"] = [accuracy + 5, accuracy + 5]
+            result |= {"distilled_image_bytes": 122_880, "distilled_label_bytes": 400}
             if cell.config.method == "ftd":
                 result["average_accuracies"] = [accuracy + 1, accuracy + 1]
         cell.workdir.mkdir(parents=True)
@@ -254,6 +286,8 @@ def test_a_table_holds_means_deviations_time_and_memory(tmp_path):
     assert ftd["average_mean"] == 51 and random["mean"] == 11.5
     assert edf["seconds"] == 25 and edf["experts_seconds"] == 40
     assert edf["experts"] == ftd["experts"] == "experts-gsam" and random["experts"] is None
+    assert (edf["image_bytes"], edf["label_bytes"], random["image_bytes"]) == (122_880, 400, None)
+    assert rows[2].cells()["bytes, images + labels"] == "122,880 + 400"
 
 
 def test_the_table_is_written_in_four_forms(tmp_path):

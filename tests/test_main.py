@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -113,6 +114,22 @@ def test_more_iterations_continue_to_what_so_many_make_from_the_start(whole, tmp
     assert tiny_run.contents(workdir) == tiny_run.contents(whole)
 
 
+def test_a_grid_of_one_image_is_pixels_bit_for_bit(whole, tmp_path):
+    workdir = tmp_path / "run"
+    grid = {"distill__parametrisation": "multi_formation", "distill__parametrisation_factor": 1}
+    assert _main(workdir, **grid) == 0
+    found, expected = tiny_run.contents(workdir), tiny_run.contents(whole)
+    named_alike = {name.replace("/parameters", "/images"): value for name, value in found.items()}
+    # Which name the config, or go by it.
+    differing = {name for name in expected if named_alike.get(name) != expected[name]}
+    assert all(name.endswith(("details", ".json")) for name in differing)
+    accuracies = [
+        storage.read_record(path / "result.json", sealed=False)["distilled_accuracies"]
+        for path in (workdir, whole)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
 def test_a_disk_that_fills_up_is_told_in_a_line_and_the_run_continues(
     whole, tmp_path, capsys, monkeypatch
 ):
@@ -169,6 +186,17 @@ def test_a_second_process_and_another_value_are_refused(whole, capsys):
     assert "distill.lr_img=1000.0, not 3.0" in said
 
 
+def test_another_environment_is_refused_in_a_line(whole):
+    ended = subprocess.run(
+        tiny_run.command(whole, **_SETTINGS),
+        env={**tiny_run.environment(), "JAX_ENABLE_X64": "1"},
+        cwd=tiny_run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "") and ended.stderr.count("\n") == 1
+    assert "started with jax_enable_x64=False, not True" in ended.stderr
+    assert "set that as it was" in ended.stderr
+
+
 def test_configs_are_found_from_anywhere_and_ones_own_too(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["edf_jax", "--config=configs/cluttered_digits.py", "--dry_run"]) == 0
@@ -185,6 +213,8 @@ def test_bad_flags_values_and_files_are_refused_in_a_line():
         *list(badinput.command_cases())[::2],
         *list(badinput.value_cases())[::30],
         *list(badinput.file_cases())[::6],
+        *[case for case in badinput.place_cases() if not case.environment][::7],
+        *list(badinput.stranger_cases())[::3],
         *badinput.generated_cases(15),
     ]
     assert badinput.check(cases, 1) == []

@@ -12,8 +12,17 @@ from edf_jax.runtime.errors import UserError
 
 
 def default_cache_dir() -> str:
-    """Where prepared images and ZCA matrices lie unless a config says otherwise."""
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    """Where prepared images and ZCA matrices lie unless a config says otherwise.
+
+    Raises:
+        UserError: the user has no home folder.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError(
+            "there is no home folder for the data cache: set --config.data.cache_dir"
+        ) from None
     return str(pathlib.Path(root) / "edf_jax")
 
 

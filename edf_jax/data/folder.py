@@ -183,20 +183,26 @@ def _listing(root: pathlib.Path, split: str, found: _Files, class_names) -> List
             identity += [status.st_size, status.st_mtime_ns]
         files.append((path, label))
         content.append(identity)
-    if passed_over:
-        warnings.warn(
-            f"{len(passed_over)} images of the {split} split of {root} are passed over, for they "
-            f"are no files: {', '.join(passed_over[:3])}.",
-            stacklevel=2,
-        )
     labels = np.array([label for _, label in files], np.int32)
+    told = ""
+    if passed_over:
+        told = (
+            f"{len(passed_over)} images of the {split} split of {root} are passed over, for they "
+            f"are no files: {', '.join(passed_over[:3])}."
+        )
+    try:
+        labels = check_labels(labels, class_names, split, root)
+    except UserError as error:
+        raise UserError(f"{error} {told}".strip()) from None
+    if told:
+        warnings.warn(told, stacklevel=2)
 
     def read(i: int) -> bytes:
         with open(files[i][0], "rb") as file:
             return file.read()
 
     return Listing(
-        labels=check_labels(labels, class_names, split, root),
+        labels=labels,
         read=read,
         name=lambda i: files[i][0],
         identity=digest_of(content),

@@ -82,6 +82,15 @@ def describe(
         "name": set_name(distilled),
         "num_images": len(distilled.images),
         "image_shape": list(distilled.images.shape[1:]),
+        # What the set takes as it was learned; exports hold the decoded images.
+        "stored": {
+            "parametrisation": distilled.parametrisation.name,
+            "factor": distilled.parametrisation.factor,
+            "num_images": len(distilled.parameters),
+            "dtype": "float32",
+            **distilled.stored_bytes.figures(),
+            "decoded_image_bytes": 4 * distilled.images.size,
+        },
         # Two of ImageNet's classes are cranes; readers want different names.
         "class_names": list(distinct(distilled.class_names, ids)),
         "origin": dict(distilled.origin),
@@ -181,7 +190,10 @@ def write_torch(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib
         "lr": np.asarray(distilled.alpha),
     }
     for name, array in arrays.items():
-        torch.save(torch.tensor(array, dtype=torch.float32), out / f"{name}_best.pt")
+        # PyTorch's own writing to a file hides what the disk says.
+        content = io.BytesIO()
+        torch.save(torch.tensor(array, dtype=torch.float32), content)
+        (out / f"{name}_best.pt").write_bytes(content.getvalue())
 
 
 def write_tfds(distilled: DistilledSet, record: Mapping[str, Any], out: pathlib.Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.distilled_set import BYTES, StoredBytes
+from edf_jax.methods.soft_labels import LABEL_REGIMES
 from edf_jax.report import charts
 from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Grid, GridRun
@@ -74,6 +76,10 @@ class Row:
         initial: of the images that each run started from; None where it wasn't measured.
         paper_statistic: the largest of each run's evaluations while distilling, each by networks of
             its own; None where they weren't.
+        stored: what the set takes; None where its result doesn't tell.
+        labels: whose labels all of these are with (`evaluate.labels`).
+        by_labels: as `last`, of each label regime that was measured beside.
+        length: epochs that each network was trained, and steps of each; None where unknown.
     """
 
     label: str
@@ -86,12 +92,17 @@ class Row:
     experts: tuple[str, float] | None
     initial: Figure | None = None
     paper_statistic: Figure | None = None
+    stored: StoredBytes | None = None
+    labels: str = "own"
+    by_labels: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    length: tuple[int, int] | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
         interval = self.last.interval or (None, None)
         figures: dict[str, Any] = {
             "method": self.label,
+            "labels": self.labels,
             "mean": round(self.last.mean, 3),
             "std": round(self.last.std, 3),
             "interval_low": None if interval[0] is None else round(interval[0], 3),
@@ -105,16 +116,21 @@ class Row:
             "average": self.average,
             "initial": self.initial,
         }
+        others |= {f"{name}_labels": self.by_labels.get(name) for name in LABEL_REGIMES}
         for name, figure in others.items():
             figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
             figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
         return {
             **figures,
+            "epochs": self.length and self.length[0],
+            "steps": self.length and self.length[1],
             "seconds": round(self.seconds, 1),
             "memory_mb": self.memory,
             "device_memory_mb": self.device_memory,
             "experts": self.experts and self.experts[0],
             "experts_seconds": self.experts and round(self.experts[1], 1),
+            "image_bytes": self.stored and self.stored.images,
+            "label_bytes": self.stored and self.stored.labels,
         }
 
     def cells(self) -> dict[str, str]:
@@ -124,11 +140,16 @@ class Row:
             "initial images, %": "" if self.initial is None else self.initial.text,
             "test accuracy, %": self.last.text,
             "95% interval": interval_text(self.last.interval),
+            **{
+                f"{name} labels, %": self.by_labels[name].text if name in self.by_labels else ""
+                for name in LABEL_REGIMES
+            },
             "best on test, %": "" if self.best is None else self.best.text,
-            "as papers count, %": ""
-            if self.paper_statistic is None
-            else self.paper_statistic.text,
+            "as papers count, %": "" if (paper := self.paper_statistic) is None else paper.text,
             "moving average, %": "" if self.average is None else self.average.text,
+            BYTES: "" if self.stored is None else self.stored.text,
+            "labels": "" if self.labels == "own" else self.labels,
+            "epochs x steps": "" if self.length is None else "{} x {}".format(*self.length),
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
             "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
@@ -167,7 +188,30 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         experts,
         _figure(results, "initial"),
         _figure(results, "paper_statistic"),
+        stored=StoredBytes.of_figures(results[0], kind),
+        labels=results[0].get("labels", "own"),
+        by_labels=_by_labels(results, kind),
+        length=(results[0][f"{kind}_epochs"], results[0][f"{kind}_steps"])
+        if f"{kind}_epochs" in results[0]
+        else None,
     )
+
+
+def _by_labels(results: Sequence[dict[str, Any]], kind: str) -> dict[str, Figure]:
+    """The figures of label regimes beside the first, of the first network."""
+    found = {}
+    for labels in LABEL_REGIMES:
+        if labels != results[0].get("labels"):
+            values = tuple(
+                tuple(row["accuracies"])
+                for result in results
+                for row in result.get("rows", ())
+                if (row["kind"], row["network"]) == (kind, result.get("network"))
+                and row.get("labels") == labels
+            )
+            if len(values) == len(results):
+                found[labels] = Figure(values)
+    return found
 
 
 def own_seconds(result: Mapping[str, Any]) -> float:
@@ -342,13 +386,10 @@ def _notes(rows: Sequence[Row]) -> str:
         + "; interval by Student's t over "
         + ("seeds." if seeds > 1 else "networks."),
         "Best on test: the evaluation of each run that was best on test data.",
-        *(
-            ["As papers count: the largest of each run's evaluations, each by new networks."]
-            if any(row.paper_statistic for row in rows)
-            else []
-        ),
         "Seconds: distilling and evaluating, a run's mean.",
     ]
+    if any(row.paper_statistic for row in rows):
+        notes.append("As papers count: the largest of each run's evaluations, by new networks.")
     experts = dict(row.experts for row in rows if row.experts)
     if experts:
         shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in experts.items())

@@ -38,6 +38,7 @@ def write_report(workdir: str | Path) -> Path:
         **sections.header(run),
         **sections.results(run),
         gallery=sections.gallery(run),
+        stored=sections.stored_images(run),
         maps=sections.activation_maps(run),
         history=sections.history(run),
         charts=[(name.replace("_", " "), uri(light[name]), uri(dark[name])) for name in light],

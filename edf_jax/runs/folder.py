@@ -37,7 +37,7 @@ _OWN = (
 # The same of the folder of a comparison or a table of protocols.
 OF_A_GRID = (
     "cells/*/.lock", "cells/*/config.json", "cells/*/seed_*",
-    "comparison.json", "protocols.json", "evaluation.json",
+    "comparison.json", "protocols.json", "evaluation.json", "teacher/digests.json",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ def _check_environment(workdir: pathlib.Path) -> None:
                 f"{workdir} was started with {name}={before[name]}, not {value}, which JAX takes "
                 f"from {name.upper()}: set that as it was, or give another --workdir"
             )
+
+
 def refuse_foreign(workdir: pathlib.Path, own: Iterable[str]) -> None:
     """Refuses a folder with files of somebody else's; nothing in it is touched.
 

@@ -16,7 +16,9 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -37,6 +39,7 @@ _OF_A_LOSS = re.compile(
 
 _T = TypeVar("_T")
 _group: Group | None = None
+_joining: threading.Thread | None = None
 
 
 def start(
@@ -61,12 +64,14 @@ def start(
         UserError: flags don't make sense together, or the others can't be reached.
         Preempted: asked to stop while the others are waited for.
     """
-    global _group
+    global _group, _joining
     place = _place(coordinator, num_processes, process_id, distributed)
     if place is None:
         return
     # SIGTERM is ours (`preemption`).
     jax.config.update("jax_enable_preemption_service", False)
+    if place.get("process_id", 0) > 0:
+        _wait_for_first(place["coordinator_address"])
     failed: list[Exception] = []
 
     def join() -> None:
@@ -83,10 +88,10 @@ def start(
             failed.append(error)
 
     # In a thread, for Python hears no signal while JAX waits for the others.
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    while joining.is_alive():
-        joining.join(_LOOK_SECONDS)
+    _joining = threading.Thread(target=join, daemon=True)
+    _joining.start()
+    while _joining.is_alive():
+        _joining.join(_LOOK_SECONDS)
         preemption.stop_if_asked()
     if failed:
         told = (str(failed[0]).strip() or type(failed[0]).__name__).splitlines()[0][:200]
@@ -111,7 +116,8 @@ def check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
         return
     if not coordinator or num_processes < 1 or process_id < 0:
         raise UserError("--coordinator, --num_processes and --process_id only go together")
-    if re.fullmatch(r"[^:\s]+:\d{1,5}|\[[^\]\s]+\]:\d{1,5}", coordinator) is None:
+    written = re.fullmatch(r"(?:[^:\s]+|\[[^\]\s]+\]):(\d{1,5})", coordinator)
+    if written is None or not 0 < int(written[1]) < 2**16:
         raise UserError(f"--coordinator={coordinator}: write HOST:PORT, of the first process")
     if process_id >= num_processes:
         raise UserError(
@@ -156,6 +162,23 @@ def _check_listens(address: str) -> None:
             f"--coordinator={address}: process 0 can't listen there ({error}); give an address of "
             "its machine and a free port"
         ) from error
+
+
+def _wait_for_first(address: str) -> None:
+    """Returns when the first process listens: JAX, which waits as long, ends in a crash if not."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        preemption.stop_if_asked()
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), _LOOK_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"the first process doesn't answer at {address} ({error}): start it too, and "
+                    "give all of them an address at which the others reach it"
+                ) from error
+        time.sleep(_LOOK_SECONDS)
 
 
 def _slurm_place(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -288,4 +311,9 @@ def leave(status: int) -> int:
     """
     if _group is not None:
         _group.leave(status)
+    if _joining is not None and _joining.is_alive():
+        # Asked to stop before all were there: JAX would tell of it in lines of its own.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status

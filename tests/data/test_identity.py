@@ -216,6 +216,26 @@ def test_what_is_no_file_among_the_images_is_passed_over_with_a_warning(tmp_path
         assert len(load_dataset(config).train) == 6
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_of_nothing_but_pipes_is_told_in_one_line(tmp_path, split):
+    root = tmp_path / "pets"
+    write_folder(root, ["a", "b"])
+    for path in (root / split / "b").iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    config = data_config(path=root, cache_dir=str(tmp_path / "cache"))
+    for function in (describe_dataset, load_dataset):
+        with warnings.catch_warnings(), pytest.raises(UserError) as told:
+            warnings.simplefilter("error")
+            function(config)
+        count = {"train": 3, "val": 2}[split]
+        assert str(told.value).startswith(
+            f"No images of class b in the {split} split of {root}. {count} images of the {split} "
+            f"split of {root} are passed over, for they are no files: {root / split / 'b'}"
+        )
+        assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
 def test_an_image_of_one_row_costs_no_gigabytes(tmp_path, resize, size):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,7 +17,8 @@ from PIL import Image
 
 from edf_jax.data import load_dataset, preprocess
 from edf_jax.data.decode import ImageSettings, decode
-from edf_jax.runtime.errors import UserError
+from edf_jax.runtime import preemption
+from edf_jax.runtime.errors import Preempted, UserError
 from tests.data_layouts import data_config, jpeg, marks, photograph, write_folder
 
 SETTINGS = {
@@ -227,6 +230,22 @@ def test_a_killed_preparation_is_made_again_from_where_it_is_damaged(prepared, m
     calls = _count_decodes(monkeypatch)
     np.testing.assert_array_equal(load_dataset(prepared).train.images, expected)
     assert len(calls) == 18 - 8
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_who_waits_for_another_process_to_prepare_hears_signals(tmp_path, number, error):
+    write_folder(tmp_path / "pets", ["cat", "dog"])
+    config = data_config(path=tmp_path / "pets", cache_dir=str(tmp_path / "cache"))
+    load_dataset(config)
+    (path,) = (tmp_path / "cache").glob("*train*.lock")
+    with open(path, "w") as lock, preemption.listening():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(error):
+            load_dataset(config)
+    load_dataset(config)
 
 
 def test_images_of_unequal_size_need_a_resolution(prepared):

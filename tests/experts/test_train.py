@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import shutil
+import signal
 import threading
 
 import jax
@@ -18,8 +20,8 @@ from edf_jax.experts.settings import check_part, needed_epochs, part_of, setting
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models import build_network
 from edf_jax.runs.metrics import MetricsWriter
-from edf_jax.runtime import locks, storage
-from edf_jax.runtime.errors import UserError
+from edf_jax.runtime import locks, preemption, storage
+from edf_jax.runtime.errors import Preempted, UserError
 from tests import tiny
 
 _FEW = {"experts.num": 2, "experts.epochs": 3, "distill.max_start_epoch": 2}
@@ -315,6 +317,19 @@ def test_a_second_process_waits_and_then_finds_the_experts(trained, tmp_path, mo
     other.join()
     told = [line for line in tiny.messages(caplog, logging.INFO) if "waiting" in line]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_who_waits_for_anothers_experts_hears_signals(tmp_path, number, error):
+    with TrajectoryStore(tmp_path).lock(), preemption.listening():
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(error):
+            with expert_stores.lock_when_free(TrajectoryStore(tmp_path)):
+                pass
+    with expert_stores.lock_when_free(TrajectoryStore(tmp_path)):
+        pass
 
 
 # In parts.

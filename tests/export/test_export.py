@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from edf_jax.export import write as export
 from edf_jax.export.__main__ import main
 from edf_jax.export.formats import as_uint8, describe, probabilities
 from edf_jax.export.huggingface import dataset_card
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime.errors import UserError
 
@@ -84,6 +88,31 @@ def test_images_folder_has_every_image_and_its_soft_label(run):
     # Readers such as torchvision's ImageFolder number classes in the order of folders' names.
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert [int(name[0]) for name in folders] == list(range(3))
+
+
+def test_exports_hold_decoded_images_and_say_what_is_stored(tmp_path):
+    distilled = _set()
+    grids = dataclasses.replace(
+        distilled,
+        labels=np.repeat(distilled.labels, 4, axis=0),
+        parametrisation=multi_formation(2),
+    )
+    out = export.export(grids, "images", tmp_path / "images")
+    assert len(list(out.glob("*/*.png"))) == 28
+    with np.load(export.export(grids, "npz", tmp_path / "a.npz"), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["images"], grids.images)
+        record = json.loads(str(arrays["record"]))
+    assert record["num_images"] == 28
+    assert record["stored"] == {
+        "parametrisation": "multi_formation", "factor": 2, "num_images": 7, "dtype": "float32",
+        "image_bytes": 7 * 6 * 5 * 3 * 4, "label_bytes": 28 * 3 * 4,
+        "decoded_image_bytes": 28 * 6 * 5 * 3 * 4,
+    }  # fmt: skip
+    card = dataset_card(describe(grids, RESULT))
+    assert "they take 2,520 bytes (7 stored images, `multi_formation` with factor\n2;" in card
+    assert "in float32, 10,080) and the labels' logits 336 (float32)." in card
+    assert "random real images of as many bytes" in card
+    assert "the images take 2,520 bytes and" in dataset_card(describe(distilled, RESULT))
 
 
 def test_grey_images_stay_grey(tmp_path):
@@ -170,6 +199,22 @@ def test_card_tells_accuracy_of_this_very_set():
     assert "Accuracy" not in dataset_card(describe(other, RESULT))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("last", "This set is the run's last, chosen by no images."),
+        ("best_on_test", "This set is the run's best on test images, which flatters its accuracy"),
+        ("best_on_held_out", "This set is the run's best on training images that were held out."),
+        ("step_000003", ""),
+    ],
+)
+def test_card_tells_by_what_images_the_set_was_chosen(run, name, told):
+    path = run / "distilled" / f"{name}.safetensors"
+    dataclasses.replace(_set(), step=7 if told else 3).save(path)
+    card = " ".join((export.export_run(path, "huggingface") / "README.md").read_text().split())
+    assert told in card and ("This set is" in card) == bool(told)
+
+
 def test_card_tells_the_training_of_the_run():
     config = {"evaluate.epochs": 300, "evaluate.batch": 64, "augment.strategy": "color_crop"}
     card = dataset_card(describe(dataclasses.replace(_set(), config=config), RESULT))
@@ -203,7 +248,7 @@ def test_record_measures_what_eight_bits_lose():
     beyond = distilled.images.copy()
     beyond[0] += 10  # far out of a pixel's range
     assert describe(distilled, {})["rounding_rms"] < 0.01
-    assert describe(dataclasses.replace(distilled, images=beyond), {})["rounding_rms"] > 1
+    assert describe(dataclasses.replace(distilled, parameters=beyond), {})["rounding_rms"] > 1
 
 
 def test_whitened_sets_export_pixels_turned_back(tmp_path):
@@ -272,6 +317,31 @@ def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+@contextlib.contextmanager
+def _files_no_larger_than(size: int) -> Iterator[None]:
+    """Writing more fails, as on a full disk."""
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("to", export.FORMATS)
+def test_a_disk_that_takes_no_more_is_told_in_one_line(run, tmp_path, to):
+    if to == "torch":
+        pytest.importorskip("torch")
+    if to == "tfds":
+        pytest.importorskip("tensorflow_datasets")
+    out = tmp_path / "elsewhere" / ("set.npz" if to == "npz" else "set")
+    with pytest.raises(UserError, match=f"{out} can't be written") as told:
+        with _files_no_larger_than(64):
+            export.export_run(run, to, out)
+    assert "\n" not in str(told.value)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -302,7 +372,7 @@ def test_images_of_other_channels_are_refused_by_png_only(tmp_path):
     distilled = _set()
     four = dataclasses.replace(
         distilled,
-        images=np.zeros((2, 6, 5, 4), np.float32),
+        parameters=np.zeros((2, 6, 5, 4), np.float32),
         labels=np.zeros((2, 3), np.float32),
         normalisation=Normalisation((0.0,) * 4, (1.0,) * 4),
     )

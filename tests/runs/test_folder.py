@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import threading
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.runs.files import RunFiles
-from edf_jax.runs.folder import Run, check_same
-from edf_jax.runtime import preemption, storage
-from edf_jax.runtime.errors import Preempted, UserError
+from edf_jax.runs.folder import OF_A_GRID, Run, check_same, refuse_foreign
+from edf_jax.runtime import storage
+from edf_jax.runtime.errors import UserError
 from tests import crash
 
 
@@ -126,6 +126,11 @@ def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_touched(tmp_path
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_teacher_half_trained_is_no_other_folder(tmp_path):
+    storage.save_arrays(tmp_path / "teacher", {"leaf0": np.zeros(2)}, {"epoch": 1})
+    refuse_foreign(tmp_path, OF_A_GRID)
+
+
 def test_what_an_early_kill_leaves_is_no_other_folder(tmp_path):
     (tmp_path / ".lock").touch()
     with pytest.raises(KeyboardInterrupt):
@@ -171,6 +176,51 @@ def test_changed_bytes_of_a_config_are_noticed(tmp_path, caplog):
         _ = RunFiles(tmp_path).config
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ],
+)
+def test_other_settings_of_jax_than_a_run_was_started_with_are_refused(tmp_path, name, value):
+    with _run(tmp_path):
+        pass
+    recorded, was = (tmp_path / "environment.json").read_text(), getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(UserError, match=f"with {name}={was}, not {value}, .*{name.upper()}"):
+            with _run(tmp_path):
+                pass
+    finally:
+        jax.config.update(name, was)
+    assert (tmp_path / "environment.json").read_text() == recorded
+    with _run(tmp_path):
+        pass
+
+
+def test_an_override_of_tf32_is_another_environment(tmp_path, monkeypatch):
+    with _run(tmp_path):
+        pass
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with pytest.raises(UserError, match="with NVIDIA_TF32_OVERRIDE=None, not 1"):
+        with _run(tmp_path):
+            pass
+
+
+def test_a_damaged_record_of_the_environment_is_made_again_with_a_warning(tmp_path, caplog):
+    with _run(tmp_path):
+        pass
+    recorded = (tmp_path / "environment.json").read_text()
+    (tmp_path / "environment.json").write_text(recorded.replace("false", "true"))
+    with _run(tmp_path):
+        pass
+    assert "JAX's settings are taken from now" in caplog.text
+    assert (tmp_path / "environment.json").read_text() == recorded
+
+
 def test_a_failure_after_something_was_made_leaves_it(tmp_path):
     with pytest.raises(UserError):
         with _run(tmp_path / "r"):
@@ -185,37 +235,6 @@ def test_a_folder_that_cannot_be_is_refused(workdir):
     with pytest.raises(UserError, match="folder|can't be written"):
         with _run(crash.Path(workdir)):
             pass
-
-
-def test_sigterm_asks_to_stop_and_a_second_one_is_not_kept():
-    handler = signal.getsignal(signal.SIGTERM)
-    second = []
-    signal.signal(signal.SIGTERM, lambda *_: second.append(True))
-    try:
-        with preemption.listening():
-            preemption.stop_if_asked()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.asked() and not second
-            with pytest.raises(Preempted):
-                preemption.stop_if_asked()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert second
-        assert not preemption.asked()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def test_signals_are_left_alone_outside_of_the_main_thread():
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def listen():
-        with preemption.listening():
-            pass
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    thread.join()
-    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_a_run_killed_twice_makes_what_one_left_alone_makes(tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from edf_jax.runtime import console, preemption, processes, storage
-from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.errors import Preempted, UserError
 from tests import tiny_run
 
 _SETTINGS = {
@@ -41,13 +43,17 @@ _SLURM = {
 }
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class _Two:
     """Two processes of one run, each with a file for its lines."""
 
     def __init__(self, workdir: Path, **settings):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         self._files = [workdir.with_name(f"{workdir.name}_{i}.txt") for i in range(2)]
         self.processes = [
             subprocess.Popen(
@@ -142,6 +148,54 @@ def test_any_process_may_be_asked_to_stop(tmp_path, asked):
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_the_coordinator_listens_where_it_is_told_to_and_nowhere_else(tmp_path):
+    def listens(host: str) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex((host, port)) == 0
+
+    port = _free_port()
+    waiting = subprocess.Popen(
+        [
+            *tiny_run.command(tmp_path / "run"),
+            f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0",
+        ],
+        env=tiny_run.environment(), cwd=tiny_run.ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not listens("127.0.0.1"):
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    # All of 127.0.0.0/8 is this machine, so it would hear at any address at which it listened.
+    assert not listens("127.0.0.2")
+    waiting.send_signal(signal.SIGTERM)
+    _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == console.PREEMPTED, said
+    assert said.startswith("edf_jax: asked to stop by SIGTERM") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:7777", "no.such.host.at.all:7777"])
+def test_an_address_where_the_coordinator_cannot_listen_is_told(address):
+    with pytest.raises(UserError, match="process 0 can't listen there"):
+        processes.start(address, 2, 0)
+
+
+def test_a_first_process_that_does_not_answer_is_told(monkeypatch):
+    monkeypatch.setattr(processes, "_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "_LOOK_SECONDS", 0.05)
+    with pytest.raises(UserError, match="the first process doesn't answer at 127.0.0.1:"):
+        processes.start(f"127.0.0.1:{_free_port()}", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_who_waits_for_the_first_process_hears_signals(number, error):
+    with preemption.listening():
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+        with pytest.raises(error):
+            processes.start(f"127.0.0.1:{_free_port()}", 2, 1)
+
+
 def test_a_process_alone_shares_with_itself():
     assert processes.count() == 1 and processes.is_first() and processes.process_name() == ""
     assert processes.from_first_process("a number", lambda: 3) == 3
@@ -201,6 +255,8 @@ def test_a_tpu_pod_is_found_by_its_hosts(monkeypatch):
         (("", 2, -1), "only go together"),
         (("", 0, 0), "only go together"),
         (("host", 2, 0), "HOST:PORT"),
+        (("127.0.0.1:0", 2, 0), "HOST:PORT"),
+        (("127.0.0.1:70000", 2, 1), "HOST:PORT"),
         (("host:1", 2, 2), "count from 0"),
         (("", -1, -1), "from 1 on"),
     ],

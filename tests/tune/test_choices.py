@@ -69,8 +69,8 @@ def test_experts_get_half_of_a_rate_that_learns_fastest():
     losses = {0.025: 2.1, 0.1: 1.9, 0.2: 1.80, 0.4: 1.78, 1.6: math.nan}
     assert choices.choose_expert_rate(losses, math.log(10)) == 0.1
     # Measured on ImageWoof at 32 pixels, where as many steps teach a third as much.
-    losses = {0.025: 2.203, 0.05: 2.137, 0.1: 2.086, 0.2: 2.076, 0.4: 2.095}
-    assert choices.choose_expert_rate(losses, math.log(10)) == 0.05
+    hard = {0.025: 2.203, 0.05: 2.137, 0.1: 2.086, 0.2: 2.076, 0.4: 2.095}
+    assert choices.choose_expert_rate(hard, math.log(10)) == 0.05
     assert choices.choose_expert_rate({0.1: 2.5, 0.4: 3.0}, math.log(10)) == 0.05
     assert choices.next_rates(losses, 4.0) == []
     assert choices.next_rates({0.1: 2.0, 0.4: 1.5}, 4.0) == [1.6]

@@ -207,7 +207,7 @@ def _choose_iterations(tuning: Tuning, each: float, initial: DistilledSet, spent
     # In forward passes of an image, as in `plan.hours`.
     iteration = 9 * options.syn_steps * min(options.batch_syn, images) * options.trajectories
     evaluation = 3 * images * budget.trainings(tuning.config)
-    race = 0 if not tuning.lacks("distill.lr_img") else 3 * _RACE
+    race = 0 if not tuning.lacks("distill.lr_img") else 4 * _RACE
     left = tuning.config.budget.minutes * 60 - spent - each * (race + evaluation / iteration)
     count = int(np.clip(left / each, _FEWEST_ITERATIONS, _MOST_ITERATIONS))
     tuning.choose(
@@ -237,7 +237,7 @@ def _choose_image_rate(
     )
     others = {"lr_y": options.lr_y, "lr_lr": options.lr_lr}
     tried: dict[float, float] = {}
-    for factor in (1 / _FACTOR, 1, _FACTOR):
+    for factor in (0.0, 1 / _FACTOR, 1, _FACTOR):
         rate = choices.rounded(guess * factor)
         tried[rate] = gradients.race({**others, "lr_img": rate}, _JUDGED)
     tuning.choose(

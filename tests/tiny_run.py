@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import sys
@@ -103,8 +104,13 @@ def contents(workdir: Path) -> dict[str, str]:
         for tensor, values in tensors.items():
             found[f"distilled/{path.name}/{tensor}"] = storage.digest(values)
         found[f"distilled/{path.name} step"] = metadata["step"]
-    for number, row in enumerate(read_metrics(workdir)):
-        found[f"metrics row {number}"] = json.dumps(_content(row), sort_keys=True)
+    # Each stage's rows in their order; what is made again may come after another stage's.
+    numbers: collections.Counter[str] = collections.Counter()
+    for row in read_metrics(workdir):
+        found[f"{row['stage']} row {numbers[row['stage']]}"] = json.dumps(
+            _content(row), sort_keys=True
+        )
+        numbers[row["stage"]] += 1
     for name in ("evaluation.json", "result.json", "experts/store.json"):
         if (workdir / name).exists():
             record = json.loads((workdir / name).read_text())

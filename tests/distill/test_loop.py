@@ -117,6 +117,24 @@ def test_without_a_gate_every_finite_loss_moves():
     assert not skipped
 
 
+def test_a_longer_gradient_of_the_images_shortens_all():
+    options = tiny.config("edf").distill
+    state = _state(options)
+    gradients, weight = _gradients(state), jnp.ones((6, 8, 8, 1))
+    length = float(np.linalg.norm(gradients.images))
+    optimiser = outer_optimiser(options)
+
+    def moved(gradients, clip):
+        return outer_step(optimiser, state, jnp.float32(0), gradients, weight, 1.0, clip=clip)[0]
+
+    _assert_same(moved(gradients, 1.01 * length), moved(gradients, 0.0))
+    shortened = moved(gradients, length / 4)
+    for found, expected in zip(
+        shortened.values, moved(jax.tree.map(lambda leaf: leaf / 4, gradients), 0.0).values
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("where", ["loss", "images", "labels", "alpha"])
 def test_what_is_not_finite_moves_nothing(where):
     options = tiny.config("edf").distill

@@ -271,7 +271,7 @@ _EVALUATE = {
         "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
     ),
     "evaluate.distilled": Key(
-        "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
+        "", "a set to evaluate instead of the run's: a run, zoo:NAME, .safetensors, .pt, .npz, PNGs"
     ),
     "evaluate.baselines": Key(
         "random", "comma-separated: random, herding, k_centre, real_soft; '' is none"

@@ -100,7 +100,7 @@ class Distillation:
             progress(it + 1, loss.item())
         return dataclasses.replace(
             initial,
-            images=np.ascontiguousarray(images.detach().numpy().transpose(0, 2, 3, 1)),
+            parameters=np.ascontiguousarray(images.detach().numpy().transpose(0, 2, 3, 1)),
             labels=labels.detach().numpy(),
             alpha=alpha.item(),
             step=options.iterations,

@@ -34,7 +34,7 @@ from absl import flags
 
 from edf_jax.config.flags import Given, run_command
 from edf_jax.config.resolve import METHODS, autos, flatten, resolve, set_keys
-from edf_jax.data.coresets import BASELINES
+from edf_jax.data.coresets import BASELINES, WITHOUT_EXPERTS
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import measure_baseline
 from edf_jax.experts.train import open_experts
@@ -207,7 +207,7 @@ def _measure_baseline(run: Run, name: str) -> dict[str, Any]:
     with run.stage("prepare"):
         dataset = prepare(config)
     with run.stage("experts"):
-        if name != "random":
+        if name not in WITHOUT_EXPERTS:
             tuning = Tuning(config, workdir)
             tuning.for_experts(dataset)
             store = open_experts(tuning.config, dataset, workdir)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edf_jax.config.pinned import differing
 from edf_jax.config.resolve import SCHEMA, autos, default_config, flatten
 from edf_jax.data import Normalisation, Split, load_dataset
+from edf_jax.methods.family import PARAMETRISATIONS
+from edf_jax.methods.parametrisation.pixels import PIXELS
+from edf_jax.methods.parametrisation.stored import Parametrisation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
@@ -21,8 +25,41 @@ from edf_jax.runtime.errors import UserError
 # Sets that come with the package.
 ZOO = pathlib.Path(__file__).parent / "zoo" / "sets"
 _FORMAT = "edf_jax distilled set 1"
+# Of images stored as anything else than their pixels: who knows the first alone must not read it.
+_FORMAT_OF_PARAMETERS = "edf_jax distilled set 2"
 # A label surer than this is a hard one.
 _HARD = 0.999
+
+
+class StoredBytes(NamedTuple):
+    """What a small set takes, in bytes of float32 numbers.
+
+    Attributes:
+        images: of the parameters that images are decoded from.
+        labels: of the label logits, one of every decoded image and class.
+    """
+
+    images: int
+    labels: int
+
+    def figures(self) -> dict[str, int]:
+        """As a result's rows tell them."""
+        return {"image_bytes": self.images, "label_bytes": self.labels}
+
+    @classmethod
+    def of_figures(cls, row: Mapping[str, Any], kind: str = "") -> StoredBytes | None:
+        """Those that a row tells, or a result of one of its kinds; None where it doesn't."""
+        names = [f"{kind}_{name}".lstrip("_") for name in ("image_bytes", "label_bytes")]
+        return cls(*(row[name] for name in names)) if names[0] in row else None
+
+    @property
+    def text(self) -> str:
+        """The images' and the labels', as people read them."""
+        return f"{self.images:,} + {self.labels:,}"
+
+
+# The title of a column of `StoredBytes.text`.
+BYTES = "bytes, images + labels"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,21 +67,35 @@ class LabelledImages:
     """A few labelled images to train on: distilled, from elsewhere, or real ones.
 
     Attributes:
-        images: `[n, H, W, C]` float32, normalised.
-        labels: `[n, C]` float32 logits; probabilities are their softmax.
+        parameters: `[m, H, W, C]` float32, what is stored; normalised images, `m = n`, unless
+            `parametrisation` says otherwise.
+        labels: `[n, C]` float32 logits, of every image; probabilities are their softmax.
         alpha: the learned rate to train on them with; None where there is none.
         config: the config of the run that learned them, as `{dotted key: value}`; {} where unknown.
         note: what they are, for people.
         positions: of the images in the real training set, None where they aren't from there.
+        parametrisation: how images are stored.
     """
 
-    images: np.ndarray
+    parameters: np.ndarray
     labels: np.ndarray
     alpha: float | None = None
     _: dataclasses.KW_ONLY
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
     positions: np.ndarray | None = None
+    parametrisation: Parametrisation = PIXELS
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """`[n, H, W, C]` float32, normalised: decoded when first asked for."""
+        return np.asarray(self.parametrisation.decode(self.parameters))
+
+    @property
+    def stored_bytes(self) -> StoredBytes:
+        """What a file of the set holds but for its header, the rate, and `pixels` beside ZCA."""
+        item = np.dtype(np.float32).itemsize
+        return StoredBytes(item * self.parameters.size, item * self.labels.size)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.images.shape[1:]))
@@ -62,8 +113,10 @@ class LabelledImages:
     def digest(self) -> str:
         """Of everything that decides an accuracy."""
         alpha = np.nan if self.alpha is None else self.alpha
-        arrays = (np.asarray(a, np.float32) for a in (self.images, self.labels, alpha))
-        return "".join(storage.digest(array)[:8] for array in arrays)
+        arrays = (np.asarray(a, np.float32) for a in (self.parameters, self.labels, alpha))
+        digests = "".join(storage.digest(array)[:8] for array in arrays)
+        stored = self.parametrisation
+        return digests if stored == PIXELS else f"{digests} {stored.name} {stored.factor}"
 
     @property
     def has_soft_labels(self) -> bool:
@@ -133,15 +186,17 @@ class DistilledSet(LabelledImages):
 
     def packed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Tensors and metadata that `unpacked` makes the set of."""
+        stored = self.parametrisation
+        as_pixels = stored == PIXELS
         tensors = {
-            "images": np.ascontiguousarray(self.images, np.float32),
+            _tensor_of(stored): np.ascontiguousarray(self.parameters, np.float32),
             "labels": np.ascontiguousarray(self.labels, np.float32),
             "alpha": np.asarray(self.alpha, np.float32),
         }
         if self.normalisation.zca is not None:
             tensors["pixels"] = self.pixels
         metadata = {
-            "format": _FORMAT,
+            "format": _FORMAT if as_pixels else _FORMAT_OF_PARAMETERS,
             "class_names": json.dumps(self.class_names),
             "normalisation": self.normalisation.to_json(),
             "step": str(self.step),
@@ -149,7 +204,14 @@ class DistilledSet(LabelledImages):
             "origin": json.dumps(dict(self.origin)),
             "best": json.dumps(dict(self.best)),
         }
+        if not as_pixels:
+            metadata["parametrisation"] = json.dumps({"name": stored.name, "factor": stored.factor})
         return tensors, metadata
+
+
+def _tensor_of(stored: Parametrisation) -> str:
+    """What a file calls the parameters: they aren't to be taken for images where they are none."""
+    return "images" if stored == PIXELS else "parameters"
 
 
 def load(path: str | os.PathLike) -> DistilledSet:
@@ -170,7 +232,7 @@ def load(path: str | os.PathLike) -> DistilledSet:
         path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
         raise storage.DamagedFile(f"there is no distilled set at {path}")
-    tensors, metadata = storage.load_tensors(path, _FORMAT)
+    tensors, metadata = storage.load_tensors(path, _FORMAT, _FORMAT_OF_PARAMETERS)
     found = unpacked(tensors, metadata)
     if path.parent.name == "distilled":
         storage.check_place(path, metadata, {"name": path.stem})
@@ -229,8 +291,9 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
     if tensors["alpha"].size != 1:
         shape = tensors["alpha"].shape
         raise UserError(f"a distilled set's alpha has shape {shape}, not one number")
+    stored = _parametrisation(metadata)
     return DistilledSet(
-        tensors["images"],
+        tensors[_tensor_of(stored)],
         tensors["labels"],
         float(tensors["alpha"].item()),
         tuple(json.loads(metadata["class_names"])),
@@ -239,7 +302,25 @@ def unpacked(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
         config=config,
         origin=json.loads(metadata.get("origin", "{}")),
         best=json.loads(metadata.get("best", "{}")),
+        parametrisation=stored,
     )
+
+
+def _parametrisation(metadata: Mapping[str, str]) -> Parametrisation:
+    """How a file's images are stored.
+
+    Raises:
+        UserError: in a way that isn't known here.
+    """
+    if "parametrisation" not in metadata:
+        return PIXELS
+    said = json.loads(metadata["parametrisation"])
+    if said["name"] not in PARAMETRISATIONS:
+        raise UserError(
+            f"a distilled set stores its images as {said['name']!r}, which isn't known here "
+            f"(known are {', '.join(PARAMETRISATIONS)}): add it with edf_jax.extending.add_part"
+        )
+    return PARAMETRISATIONS[said["name"]](said["factor"])
 
 
 def from_first_process(what: str, make: Callable[[], DistilledSet | None]) -> DistilledSet | None:

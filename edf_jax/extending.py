@@ -22,6 +22,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "distill.start_schedule": family.START_BOUNDS,
     "distill.labels": family.LABELS,
     "distill.gradient": family.THROUGH_STEPS,
+    "distill.parametrisation": family.PARAMETRISATIONS,
     "experts.schedule": family.EXPERT_SCHEDULES,
     "cam.method": gradcam.METHODS,
 }

@@ -35,6 +35,7 @@ usage: python -m edf_jax.main --config=configs/FILE.py:VARIANT[,key=value...] [f
 Distils a dataset into a few synthetic images per class, and shows how well networks train on them.
 
   --config=FILE:VARIANT   what to do, such as configs/cluttered_digits.py:demo
+  --cfg=FILE.yaml         in place of --config: a file of the official codes; says our names
   --config.KEY=VALUE      another value for a key, such as --config.distill.lr_img=500
   --workdir=FOLDER        the run's folder (default runs/<config>-<variant>[-<hash of overrides>]);
                           the same command continues there

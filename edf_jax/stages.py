@@ -13,7 +13,6 @@ from typing import Any
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
 from edf_jax.data import Dataset, DatasetInfo, DatasetPlan, describe_dataset
-from edf_jax.data.normalisation import IMAGENET
 from edf_jax.distill.cam_network import import_cam_network
 from edf_jax.distill.initial_set import initialise
 from edf_jax.distill.stage import distill_run, forget
@@ -219,7 +218,4 @@ def check_files(config, info: DatasetInfo | DatasetPlan) -> None:
     if config.teacher.weights:
         import_teacher(config, info)
     if config.evaluate.distilled:
-        # Where the real one is measured on the images, any other shows whether the file is good.
-        normalisation = info.normalisation or IMAGENET
-        normalised: Any = dataclasses.replace(info, normalisation=normalisation)
-        labelled_images.read(config.evaluate.distilled, normalised)
+        labelled_images.check(config.evaluate.distilled, info)

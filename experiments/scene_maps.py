@@ -60,7 +60,7 @@ def measure(workdir: pathlib.Path, cam_method: str = "") -> dict[str, float]:
     digit = digit_opacity(config, first.pixels, dataset.train.images) > 0.5
     figures = {"digit_pixels": float(digit.mean())}
     for name, found in (("first", first), ("last", last)):
-        values = Learnable(*map(jnp.asarray, (found.images, found.labels, found.alpha)))
+        values = Learnable(*map(jnp.asarray, (found.parameters, found.labels, found.alpha)))
         maps, weight = weigh(values, jax.random.key(0))
         maps, weight = np.asarray(maps), np.asarray(weight)[..., 0]
         high = maps >= maps.mean((1, 2), keepdims=True)

@@ -1,4 +1,4 @@
-"""Prints as JSON how far each mesh's outer iteration is from one device's; run as a program."""
+"""Prints as JSON how far every placement's outer iteration is from one device's; a program."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from edf_jax.matching import iteration  # noqa: E402
 _TRAJECTORIES = 8
 # A batch of five divides by none of the data axes.
 _BATCH = 5
-_MESHES = {"float64": [(8, 1), (1, 8), (4, 2), (1, 3)], "float32": [(8, 1), (1, 8), (4, 2)]}
+# Devices along trajectories and along the data, and trajectories that a device maps at once.
+_PLACEMENTS = {
+    "float64": [(8, 1, 1), (1, 8, 1), (4, 2, 1), (1, 3, 1), (1, 1, 8), (1, 1, 3), (2, 2, 0)],
+    "float32": [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 0)],
+}
 
 
-def moved(trajectory: int, data: int, dtype):
+def moved(trajectory: int, data: int, together: int, dtype):
     """Loss, and how far one iteration moves images, labels and alpha."""
     settings = config.resolve(
         config.default_config(
             **{
-                "distill.ipc": 2,
+                "distill.parametrisation": "multi_formation",
                 "distill.batch_syn": _BATCH,
                 "distill.syn_steps": 2,
                 "distill.trajectories": _TRAJECTORIES,
@@ -35,6 +39,7 @@ def moved(trajectory: int, data: int, dtype):
                 "distill.lr_img": 1.0,
                 "parallel.trajectory": trajectory,
                 "parallel.data": data,
+                "parallel.together": together,
             }
         )
     )
@@ -45,7 +50,8 @@ def moved(trajectory: int, data: int, dtype):
     starts = jax.vmap(lambda key: network.init(key)[0])(jax.random.split(keys[0], _TRAJECTORIES))
     starts = starts.astype(dtype)
     targets = starts + 0.02 * jax.random.normal(keys[1], starts.shape, dtype)
-    images = jax.random.normal(keys[2], (8, 8, 8, 3), dtype)
+    # Two grids of four images each.
+    images = jax.random.normal(keys[2], (2, 8, 8, 3), dtype)
     labels = jax.random.normal(keys[3], (8, 4), dtype)
     values = iteration.Learnable(images, labels, jnp.asarray(0.1, dtype))
     state = iteration.initial_state(settings.distill, values)
@@ -58,15 +64,16 @@ def moved(trajectory: int, data: int, dtype):
 
 def main() -> None:
     rows = []
-    for name, meshes in _MESHES.items():
-        expected = moved(1, 1, jnp.dtype(name))
-        for mesh in meshes:
-            actual = moved(*mesh, jnp.dtype(name))
+    for name, placements in _PLACEMENTS.items():
+        dtype = jnp.dtype(name)
+        expected = moved(1, 1, 1, dtype)
+        for placement in placements:
+            actual = moved(*placement, dtype)
             errors = [
                 float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
                 for a, b in zip(actual, expected)
             ]
-            rows.append([name, mesh, max(errors), len(errors)])
+            rows.append([name, placement, max(errors), len(errors)])
     json.dump(rows, sys.stdout)
 
 

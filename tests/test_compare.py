@@ -263,6 +263,7 @@ def _pretend(accuracy=50.0, fail_at=None):
         else:
             result["distilled_accuracies"] = [accuracy + seed, accuracy + 2 + seed]
             result["best_on_test_accuracies"] = [accuracy + 5, accuracy + 5]
+            result |= {"distilled_image_bytes": 122_880, "distilled_label_bytes": 400}
             if cell.config.method == "ftd":
                 result["average_accuracies"] = [accuracy + 1, accuracy + 1]
         cell.workdir.mkdir(parents=True)
@@ -285,6 +286,8 @@ def test_a_table_holds_means_deviations_time_and_memory(tmp_path):
     assert ftd["average_mean"] == 51 and random["mean"] == 11.5
     assert edf["seconds"] == 25 and edf["experts_seconds"] == 40
     assert edf["experts"] == ftd["experts"] == "experts-gsam" and random["experts"] is None
+    assert (edf["image_bytes"], edf["label_bytes"], random["image_bytes"]) == (122_880, 400, None)
+    assert rows[2].cells()["bytes, images + labels"] == "122,880 + 400"
 
 
 def test_the_table_is_written_in_four_forms(tmp_path):

@@ -114,6 +114,22 @@ def test_more_iterations_continue_to_what_so_many_make_from_the_start(whole, tmp
     assert tiny_run.contents(workdir) == tiny_run.contents(whole)
 
 
+def test_a_grid_of_one_image_is_pixels_bit_for_bit(whole, tmp_path):
+    workdir = tmp_path / "run"
+    grid = {"distill__parametrisation": "multi_formation", "distill__parametrisation_factor": 1}
+    assert _main(workdir, **grid) == 0
+    found, expected = tiny_run.contents(workdir), tiny_run.contents(whole)
+    named_alike = {name.replace("/parameters", "/images"): value for name, value in found.items()}
+    # Which name the config, or go by it.
+    differing = {name for name in expected if named_alike.get(name) != expected[name]}
+    assert all(name.endswith(("details", ".json")) for name in differing)
+    accuracies = [
+        storage.read_record(path / "result.json", sealed=False)["distilled_accuracies"]
+        for path in (workdir, whole)
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
 def test_a_disk_that_fills_up_is_told_in_a_line_and_the_run_continues(
     whole, tmp_path, capsys, monkeypatch
 ):

@@ -34,6 +34,8 @@ _SETTINGS = {
     # Runs beside each other must not take each other's experts.
     "experts.share": False,
 }
+# Of images as pixels, and of parameters that images are decoded from.
+_SETS = ("edf_jax distilled set 1", "edf_jax distilled set 2")
 # Made by the clock, the machine or the place, not by the run.
 _NOT_CONTENT = {
     "time", "seconds", "provenance", "stages", "peak_memory_mb", "workdir", "command", "digest",
@@ -94,7 +96,7 @@ def contents(workdir: Path) -> dict[str, str]:
         found[f"{name} details"] = storage.digest_of_record(_content(details))
     for path in sorted((workdir / "distilled").glob("*.safetensors")):
         try:
-            tensors, metadata = storage.load_tensors(path, "edf_jax distilled set 1")
+            tensors, metadata = storage.load_tensors(path, *_SETS)
         except storage.DamagedFile:
             found[f"distilled/{path.name}"] = "damaged"
             continue

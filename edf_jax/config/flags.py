@@ -1,4 +1,7 @@
-"""A command's flags: `--config=FILE.py:VARIANT`, `--config.KEY=VALUE`, and the command's own."""
+"""A command's flags: `--config=FILE.py:VARIANT`, `--config.KEY=VALUE`, and the command's own.
+
+`--cfg=FILE.yaml` is an official code's config, in place of `--config` (`edf_jax.config.official`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from edf_jax.config import files
+from edf_jax.config import files, official
 from edf_jax.config.resolve import SCHEMA, unknown_key
 from edf_jax.runtime import console, preemption, storage
 from edf_jax.runtime.errors import UserError
@@ -128,13 +131,15 @@ def _normalised(argv: Sequence[str]) -> list[str]:
     for flag in waiting:
         if flag.startswith("-") and not flag.startswith("--"):
             flag = "-" + flag
-        if flag in ("--config", "--workdir", "--stage"):
+        if flag in ("--config", "--cfg", "--workdir", "--stage"):
             value = next(waiting, None)
             if value is None:
                 raise UserError(f"{flag} has no value (see --help)")
             flag = f"{flag}={value}"
         if flag.partition("=")[0] in ("--flagfile", "--undefok"):
             raise UserError(f"there is no flag {flag.partition('=')[0]} (see --help)")
+        if flag.startswith("--cfg="):
+            flag = f"--config={official.__file__}:{flag.removeprefix('--cfg=')}"
         if flag.startswith("--config="):
             flag = _found_config(flag)
         key, _, value = flag.removeprefix("--config.").partition("=")
@@ -211,6 +216,9 @@ def default_workdir(values: flags.FlagValues, prefix: str = "") -> str:
     flag = _config_flag(values)
     file, _, variant = flag.config_filename.partition(":")
     name, *pairs = variant.split(",")
+    if name.endswith((".yaml", ".yml")):  # an official file's path
+        parts = pathlib.PurePath(name).with_suffix("").parts
+        name = "-".join(part for part in parts[-3:] if part not in ("/", "..", "configs"))
     overrides = sorted([*pairs, *(f"{k}={v}" for k, v in flag.override_values.items())])
     workdir = f"runs/{prefix}{pathlib.Path(file).stem}" + (f"-{name}" if name else "")
     if overrides:

@@ -11,7 +11,8 @@ from typing import Any
 from edf_jax.config.schema import AUTO, FREE, SCHEMA, Key
 from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa
-from edf_jax.methods.family import METHODS
+from edf_jax.methods.family import METHODS, parametrisation
+from edf_jax.methods.soft_labels import LABEL_REGIMES
 from edf_jax.models import build_network, network_names
 from edf_jax.models.choose import MATCHED, expand
 from edf_jax.runtime.errors import UserError
@@ -29,6 +30,7 @@ __all__ = [
     "check_against_data",
     "default_config",
     "flatten",
+    "label_regimes",
     "network_list",
     "parse_variant",
     "reckoned",
@@ -331,6 +333,12 @@ def _check_together(flat: Mapping[str, Any]) -> None:
         _check_network_name("teacher.network", flat["teacher.network"])
     baseline_rates(flat["evaluate.baseline_rates"])
     baseline_names(flat["evaluate.baselines"])
+    label_regimes(flat["evaluate.labels"])
+    if flat["evaluate.scores"] and flat["evaluate.augment"] == "none":
+        raise UserError(
+            "evaluate.scores=True weighs what augmentation gives, and evaluate.augment=none takes "
+            "it away: leave one of them out"
+        )
     if flat["cam.network"] == "imported" and not flat["cam.weights"]:
         raise UserError("cam.network=imported needs cam.weights=FILE (a ResNet-18 state dict)")
     if flat["cam.weights"] and flat["cam.network"] not in (AUTO, "imported"):
@@ -373,6 +381,20 @@ def network_list(text: str) -> tuple[str, ...]:
     if not all(names):
         raise UserError(f"evaluate.networks={text!r} must be comma-separated names")
     return expand(names)
+
+
+def label_regimes(text: str) -> tuple[str, ...]:
+    """The names of `evaluate.labels`.
+
+    Raises:
+        UserError: one isn't known, or there is none.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in (AUTO, *LABEL_REGIMES):
+            known = ", ".join((AUTO, *LABEL_REGIMES))
+            raise UserError(f"evaluate.labels={text!r}: {name!r} is none of {known}")
+    return names
 
 
 def baseline_names(text: str) -> tuple[str, ...]:
@@ -422,10 +444,24 @@ def check_against_data(config, class_counts: Sequence[int], class_names: Sequenc
         raise UserError(
             f"the data has {len(class_counts)} class; distilling needs two or more: see data.path"
         )
-    ipc = config.distill.ipc
+    ipc, real = config.distill.ipc, parametrisation(config.distill).real
     smallest = min(range(len(class_counts)), key=lambda label: class_counts[label])
-    if class_counts[smallest] < ipc:
+    fewest, name = class_counts[smallest], class_names[smallest]
+    if real > max(fewest, 1):
         raise UserError(
-            f"distill.ipc={ipc} is more than the {class_counts[smallest]} training images of class "
-            f"{class_names[smallest]!r}: set distill.ipc={class_counts[smallest]} or lower"
+            f"distill.parametrisation={config.distill.parametrisation} makes a stored image of "
+            f"{real} real ones, and class {name!r} has {fewest}: lower "
+            "distill.parametrisation_factor"
+        )
+    if fewest < ipc * real:
+        each = f" times {real} real images in each" if real > 1 else ""
+        raise UserError(
+            f"distill.ipc={ipc}{each} is more than the {fewest} training images of class "
+            f"{name!r}: set distill.ipc={fewest // real} or lower"
+        )
+    shrunk = ipc * config.distill.parametrisation_factor**2
+    if "downsampled" in baseline_names(config.evaluate.baselines) and fewest < shrunk:
+        raise UserError(
+            f"evaluate.baselines=downsampled takes {shrunk} real images of a class, and {name!r} "
+            f"has {fewest}: leave it out, or lower distill.parametrisation_factor"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edf_jax.config.key import AUTO, Key, share
+from edf_jax.data.coresets import BASELINES
 from edf_jax.methods import dsa, gradcam
-from edf_jax.methods.family import METHODS
+from edf_jax.methods.family import METHODS, PARAMETRISATIONS
 from edf_jax.runtime.devices import PRECISIONS
 
 _EDF = "EDF (2410.17193), official code"
@@ -145,7 +146,21 @@ _EXPERTS = {
 }
 
 _DISTILL = {
-    "distill.ipc": Key(10, "synthetic images per class", at_least=1),
+    "distill.ipc": Key(10, "synthetic images per class, as they are stored", at_least=1),
+    "distill.parametrisation": Key(
+        "pixels",
+        "how they are stored, and into how many images each is decoded: as pixels; as a grid of "
+        "smaller ones; as low frequencies of several; beside their mirror images",
+        "IDC (2205.14959), FreD (2311.08819), FYI (2407.08113)",
+        tuple(PARAMETRISATIONS),
+    ),
+    "distill.parametrisation_factor": Key(
+        2,
+        "multi_formation: small images in a row and a column of a stored one; frequency: images "
+        "that share the coefficients of one; the others have none",
+        "IDC (2205.14959)",
+        at_least=1,
+    ),
     "distill.iterations": Key(
         10000, "last outer iteration, where they start from 0", _EDF, at_least=0, auto=300
     ),
@@ -270,11 +285,23 @@ _EVALUATE = {
     "evaluate.protocol": Key(
         "plain", "how networks are trained on a set", choices=("plain", "rded", "sre2l")
     ),
+    "evaluate.labels": Key(
+        AUTO,
+        "comma-separated: whose labels networks are trained on, the set's 'own', its 'hard' "
+        "classes, or a 'teacher''s; results are named after the first; auto is the protocol's, "
+        "which is own for plain and teacher for the others",
+    ),
+    "evaluate.augment": Key(
+        AUTO,
+        "'none' trains every network on the images as they are, while distillation augments; auto "
+        "is the protocol's, for plain augment.strategy",
+        choices=(AUTO, "none"),
+    ),
     "evaluate.distilled": Key(
         "", "a set to evaluate instead of the run's: a run, zoo:NAME, .safetensors, .pt, .npz, PNGs"
     ),
     "evaluate.baselines": Key(
-        "random", "comma-separated: random, herding, k_centre, real_soft; '' is none"
+        "random", f"comma-separated: {', '.join(BASELINES)}; '' is none"
     ),
     "evaluate.scores": Key(
         False, "DD-Ranking's label- and augmentation-robust scores; four more trainings each"
@@ -344,6 +371,11 @@ _REST = {
     "log.tensorboard": Key(True, "write TensorBoard events"),
     "log.wandb_project": Key("", "Weights & Biases project; '' is none"),
     "parallel.trajectory": Key(1, "devices over which trajectories are spread", at_least=1),
+    "parallel.together": Key(
+        0,
+        "trajectories that a device matches at once (vmap); 0 is all on a TPU, elsewhere one",
+        at_least=0,
+    ),
     "parallel.data": Key(
         0,
         "devices over which a student's batch is split; 0 takes all cores of a CPU, else one",

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,15 +100,12 @@ def of_record(text: str) -> Description:
     return Description(names, normalisation, int(record["step"]), record["config"], origin)
 
 
-def import_set(
-    folder: str | os.PathLike, description: Description | None = None, *, tag: str = "best"
-) -> DistilledSet:
+def import_set(folder: str | os.PathLike, description: Description | None = None) -> DistilledSet:
     """Reads an official distilled set.
 
     Args:
-        folder: holds the three files. Labels are logits `[n, C]`, or classes `[n]`.
+        folder: holds the three files.
         description: of the data; where None, `edf_jax.export` must have written the folder.
-        tag: what the files' names end in: `best`, or the iteration that they are of.
 
     Raises:
         UserError: a file is missing or damaged, or they don't fit each other or the description.
@@ -120,7 +117,21 @@ def import_set(
             f"{folder} doesn't say which data its set is of: give --dataset, or --like with "
             "another set of the same data"
         )
-    paths = [folder / f"{name}_{tag}.pt" for name in ("images", "labels", "lr")]
+    paths = [folder / f"{name}_best.pt" for name in ("images", "labels", "lr")]
+    return import_files(paths, description)
+
+
+def import_files(paths: Sequence[pathlib.Path], description: Description) -> DistilledSet:
+    """Reads an official distilled set from three files, wherever they are.
+
+    Args:
+        paths: of the images, `[n, C, H, W]` and normalised; of the labels, logits `[n, C]` or
+            classes `[n]`; of the rate, one number.
+        description: of the data.
+
+    Raises:
+        UserError: as `import_set`.
+    """
     images, labels, rate = map(_read, paths)
     if images.ndim != 4:
         raise UserError(f"{paths[0]} has shape {images.shape}, not [n, C, H, W]")

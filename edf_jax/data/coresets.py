@@ -1,6 +1,6 @@
 """Real images chosen to stand for their classes: what a distilled set has to beat.
 
-Each function takes features and gives positions, class by class, `ipc` of each.
+Each function takes features or scores and gives positions, class by class, `ipc` of each.
 """
 
 from __future__ import annotations
@@ -9,8 +9,13 @@ import numpy as np
 
 from edf_jax.runtime.errors import UserError
 
-# `real_soft` is the random images with soft labels.
-BASELINES = ("random", "herding", "k_centre", "real_soft")
+# `real_soft` is the random images with soft labels, `rded` stitched crops (`methods.rded`),
+# `downsampled` more random images, shrunk to as many bytes.
+BASELINES = (
+    "random", "herding", "k_centre", "el2n", "grand", "ccs", "rded", "real_soft", "downsampled",
+)  # fmt: skip
+# Those that ask no expert.
+WITHOUT_EXPERTS = ("random", "rded", "downsampled")
 
 
 def _members(labels: np.ndarray, ipc: int) -> list[np.ndarray]:
@@ -81,6 +86,76 @@ def k_centre(features: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
             nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
         positions.append(members[chosen])
     return np.concatenate(positions)
+
+
+def hardest(scores: np.ndarray, labels: np.ndarray, ipc: int) -> np.ndarray:
+    """Positions of the `ipc` images of each class with the highest scores, `[C * ipc]`.
+
+    Args:
+        scores: `[N]`, EL2N or GraNd (`edf_jax.experts.difficulty`).
+        labels: `[N]`.
+        ipc: images per class.
+
+    Raises:
+        UserError: a class has fewer.
+
+    References:
+        Paul et al., "Deep Learning on a Data Diet" (2107.07075). They keep most of the data; the
+        few hardest images of a class are often mislabelled ones.
+    """
+    members = _members(labels, ipc)
+    return np.concatenate([own[np.argsort(-scores[own], kind="stable")[:ipc]] for own in members])
+
+
+def coverage(
+    rng: np.random.Generator,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    ipc: int,
+    *,
+    prune: float = 0.3,
+    strata: int = 50,
+) -> np.ndarray:
+    """Positions of images of every difficulty but the hardest (CCS), `[C * ipc]`.
+
+    In each class the hardest share is left out, the range of the others' scores is cut into strata
+    of one width, and each stratum gives as many random images as the others, or all that it has.
+
+    Args:
+        rng: draws them.
+        scores: `[N]`, higher for harder images.
+        labels: `[N]`.
+        ipc: images per class.
+        prune: the share left out; less where too few images would be left. 0.3 is what the paper
+            takes for CIFAR-10 at its highest pruning rate.
+        strata: how many; the paper's 50.
+
+    Raises:
+        UserError: a class has fewer than `ipc` images.
+
+    References:
+        Zheng et al., "Coverage-centric Coreset Selection for High Pruning Rates" (2210.15809),
+        algorithm 1; there over all classes at once, here in each, so that each has `ipc`.
+    """
+    positions = []
+    for members in _members(labels, ipc):
+        order = members[np.argsort(scores[members], kind="stable")]
+        kept = order[: max(ipc, len(order) - int(prune * len(order)))]
+        edges = np.linspace(scores[kept[0]], scores[kept[-1]], strata + 1)
+        stratum = np.searchsorted(edges[1:-1], scores[kept], side="right")
+        budgets = _budgets(np.bincount(stratum, minlength=strata), ipc)
+        for index in np.flatnonzero(budgets):
+            positions.append(rng.permutation(kept[stratum == index])[: budgets[index]])
+    return np.concatenate(positions)
+
+
+def _budgets(sizes: np.ndarray, total: int) -> np.ndarray:
+    """How many of `total` each stratum gives: an equal part of what is left, the smallest first."""
+    budgets = np.zeros(len(sizes), int)
+    for done, index in enumerate(np.argsort(sizes, kind="stable")):
+        part = (total - budgets.sum()) // (len(sizes) - done)
+        budgets[index] = min(sizes[index], part)
+    return budgets
 
 
 def choose_random(rng: np.random.Generator, labels: np.ndarray, ipc: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from edf_jax.data.coresets import choose_near_centres, choose_predicted_correctl
 from edf_jax.distilled_set import DistilledSet
 from edf_jax.experts.train import expert_after
 from edf_jax.experts.trajectories import TrajectoryStore
+from edf_jax.methods import family
 from edf_jax.methods.soft_labels import average_labels, hard_labels, smoothed_labels
 from edf_jax.models import Network
 from edf_jax.runtime import randomness
@@ -22,8 +23,13 @@ from edf_jax.training.streaming import make_classify, place
 def initialise(
     config, dataset: Dataset, network: Network, store: TrajectoryStore
 ) -> DistilledSet:
-    """The set that distillation starts from (`distill.init`), with its labels."""
-    ipc, how = config.distill.ipc, config.distill.init
+    """The set that distillation starts from (`distill.init`), with its labels.
+
+    An image's label is what experts say of the real image that it was decoded for, at full size.
+    """
+    stored, how = family.parametrisation(config.distill), config.distill.init
+    # Real images per class.
+    ipc = config.distill.ipc * stored.real
     info, labels = dataset.info, dataset.train.labels
     last = config.experts.epochs
     rng = randomness.host_stream(config.seed, "initial images")
@@ -38,10 +44,10 @@ def initialise(
 
     num_experts = config.experts.num
     if how == "noise":
+        count = config.distill.ipc * info.num_classes
+        noise = rng.standard_normal((count, *info.image_shape)).astype(np.float32)
         classes = np.repeat(np.arange(info.num_classes), ipc)
-        noise = rng.standard_normal((len(classes), *info.image_shape)).astype(np.float32)
-        targets = smoothed_labels(classes, info.num_classes)
-        return _start(config, info, noise, targets, classes)
+        return _start(config, info, noise, smoothed_labels(classes, info.num_classes), classes)
     everything, _ = place(dataset.train.images, info.normalisation, config.data.on_device)
     if how == "predicted_correctly":
         classify = make_classify(network, prepare_inputs, workers=config.data.workers)
@@ -66,23 +72,27 @@ def initialise(
         chosen = choose_near_centres(rng, flat, labels, ipc)
     else:
         chosen = choose_random(rng, labels, ipc)
-    stored = jnp.asarray(everything[chosen])
+    real = jnp.asarray(everything[chosen])
     experts = range(num_experts) if how == "predicted_correctly" else range(1)
-    logits = jnp.stack([expert_logits(expert, stored) for expert in experts])
+    logits = jnp.stack([expert_logits(expert, real) for expert in experts])
     averaged = average_labels(logits, jnp.asarray(labels[chosen]))
-    images = np.asarray(prepare_inputs(stored), np.float32)
-    return _start(config, info, images, np.asarray(averaged), labels[chosen])
+    parameters = np.asarray(stored.encode(prepare_inputs(real)), np.float32)
+    return _start(config, info, parameters, np.asarray(averaged), labels[chosen])
 
 
-def _start(config, info, images, logits, classes) -> DistilledSet:
+def _start(config, info, parameters, logits, classes) -> DistilledSet:
+    """The set of stored images; labels and classes are those of the real images in them."""
+    stored = family.parametrisation(config.distill)
     if config.distill.labels == "hard":
         logits = hard_labels(classes, info.num_classes)
+    logits = np.repeat(logits, stored.images // stored.real, axis=0)
     return DistilledSet(
-        images,
+        parameters,
         np.asarray(logits, np.float32),
         config.distill.lr_teacher,
         info.class_names,
         info.normalisation,
         config=flatten(config),
         origin=info.identity,
+        parametrisation=stored,
     )

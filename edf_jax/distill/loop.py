@@ -84,8 +84,8 @@ def distill(
         NotLearning: `watch` says so.
     """
     options = config.distill
-    placement = place_iteration(config, network, len(initial.images))
-    iterate = make_iteration(config, network, len(initial.images), placement)
+    placement = place_iteration(config, network, len(initial.labels))
+    iterate = make_iteration(config, network, len(initial.labels), placement)
     work = _Distillation(config, initial, store.digest, cam, metrics, workdir, placement)
     first, last = work.position.iteration, options.iterations
     pairs = Pairs(config, network, store, first, placement)
@@ -137,11 +137,12 @@ class _Distillation:
         of = {"data": initial.origin.get("digest", ""), "experts": experts}
         self._checkpoints = Checkpoints(workdir, config, of)
         values = Learnable(
-            jnp.asarray(initial.images, jnp.float32),
+            jnp.asarray(initial.parameters, jnp.float32),
             jnp.asarray(initial.labels, jnp.float32),
             jnp.asarray(initial.alpha, jnp.float32),
         )
-        weight = jnp.ones((*initial.images.shape[:3], 1), jnp.float32)
+        size = initial.parameters.shape[1:3]
+        weight = jnp.ones((len(initial.labels), *size, 1), jnp.float32)
         state, weight, self.position = self._checkpoints.restore(
             initial_state(config.distill, values), weight
         )
@@ -155,7 +156,7 @@ class _Distillation:
         values = self.state.values
         return dataclasses.replace(
             self._initial,
-            images=np.asarray(values.images),
+            parameters=np.asarray(values.images),
             labels=np.asarray(values.labels),
             alpha=float(values.alpha),
             step=step,
@@ -179,7 +180,7 @@ class _Distillation:
             self._show(it, now)
             averaged = None
             if self.state.average is not None:
-                averaged = dataclasses.replace(now, images=np.asarray(self.state.average))
+                averaged = dataclasses.replace(now, parameters=np.asarray(self.state.average))
                 averaged.save(self._folder / "average.safetensors")
             for name in _evaluate(now, averaged, it, evaluate, self._metrics, self.position):
                 now.save(self._folder / f"{name}.safetensors")

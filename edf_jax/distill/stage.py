@@ -63,9 +63,9 @@ def distill_run(
         # It is the set of iteration 0, wherever the checkpoint is from which the loop continues.
         start.save(workdir / "distilled" / "step_0.safetensors")
     if finished is not None:
-        images = finished.images
+        parameters = finished.parameters
         if not processes.from_first_process(
-            "maps", lambda: activation_maps_are_there(workdir, images)
+            "maps", lambda: activation_maps_are_there(workdir, parameters)
         ):
             cam = choose_cam_network(config, dataset, network, store, teacher)
             _save_maps(config, cam, finished, workdir)
@@ -96,10 +96,10 @@ def forget(workdir: pathlib.Path, metrics: MetricsWriter) -> None:
 
 def _save_maps(config, cam: TrainedNetwork, last: DistilledSet, workdir: pathlib.Path) -> None:
     maps, weight = make_weight(config, cam)(
-        Learnable(jnp.asarray(last.images), jnp.asarray(last.labels), jnp.float32(last.alpha)),
+        Learnable(*map(jnp.asarray, (last.parameters, last.labels, np.float32(last.alpha)))),
         randomness.stream(config.seed, "shown maps"),
     )
-    arrays = (last.images, np.asarray(maps), np.asarray(weight))
+    arrays = (last.parameters, np.asarray(maps), np.asarray(weight))
     save_activation_maps(workdir, *arrays, network=cam.name)
 
 

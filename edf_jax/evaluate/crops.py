@@ -35,12 +35,17 @@ class Mix(NamedTuple):
 
 
 def draw_crops(
-    key: jax.Array, n: int, size: tuple[int, int], smallest: float, largest: float = 1.0
+    key: jax.Array,
+    n: int,
+    size: tuple[int, int],
+    smallest: float,
+    largest: float = 1.0,
+    aspects: tuple[float, float] = _ASPECTS,
 ) -> jax.Array:
     """The boxes of random resized crops.
 
-    The area is uniform between the two shares of the image's, the aspect log-uniform between 3/4
-    and 4/3, the place uniform; the first of ten draws that fits is taken. Where none does, the
+    The area is uniform between the two shares of the image's, the aspect log-uniform between those
+    given, the place uniform; the first of ten draws that fits is taken. Where none does, the
     largest centred box of an allowed aspect.
 
     Args:
@@ -49,6 +54,7 @@ def draw_crops(
         size: `(H, W)` of the images.
         smallest: share of the area.
         largest: share of the area.
+        aspects: least and largest width over height.
 
     Returns:
         `[n, 4]` int32: first row, first column, height, width.
@@ -60,7 +66,7 @@ def draw_crops(
     keys = jax.random.split(key, 4)
     shape = (_ATTEMPTS, n)
     area = height * width * jax.random.uniform(keys[0], shape, minval=smallest, maxval=largest)
-    log_aspects = [math.log(aspect) for aspect in _ASPECTS]
+    log_aspects = [math.log(aspect) for aspect in aspects]
     aspect = jnp.exp(
         jax.random.uniform(keys[1], shape, minval=log_aspects[0], maxval=log_aspects[1])
     )
@@ -68,8 +74,8 @@ def draw_crops(
     columns = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = jnp.argmax(fits, axis=0), jnp.arange(n)
-    whole_rows = min(height, round(width / _ASPECTS[0]))
-    whole_columns = min(width, round(height * _ASPECTS[1]))
+    whole_rows = min(height, round(width / aspects[0]))
+    whole_columns = min(width, round(height * aspects[1]))
     found = fits[first]
     rows = jnp.where(found, rows[first], whole_rows)
     columns = jnp.where(found, columns[first], whole_columns)
@@ -162,6 +168,35 @@ def paste(images: jax.Array, others: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.where(inside[..., None], others, images)
 
 
+def mix_labels(labels: jax.Array, others: jax.Array, boxes: jax.Array, size: tuple[int, int]):
+    """Label logits of `paste`d images: each image's probabilities count by its share of the area.
+
+    Args:
+        labels: `[n, C]` logits, of the images.
+        others: `[n, C]` logits, of those inside the boxes.
+        boxes: as `paste` takes them.
+        size: `(H, W)` of the images.
+
+    Returns:
+        `[n, C]` logarithms of probabilities.
+
+    References:
+        Yun et al., CutMix (1905.04899), equation 1.
+    """
+    boxes = jnp.broadcast_to(boxes, (len(labels), 4)).astype(labels.dtype)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    inside = (areas / math.prod(size))[:, None]
+    return jnp.logaddexp(
+        jnp.log1p(-inside) + jax.nn.log_softmax(labels),
+        jnp.log(inside) + jax.nn.log_softmax(others),
+    )
+
+
+def rded_mix(key: jax.Array, n: int, size: tuple[int, int]) -> Mix:
+    """The CutMix that `rded` does with the same key to a batch of `n` images."""
+    return draw_mix(jax.random.split(key, 4)[3], n, size)
+
+
 def rded(key: jax.Array, images: jax.Array, mixed: bool = True) -> jax.Array:
     """RDED's augmentation of a batch: halves swapped, a crop of 0.5 to 1, a flip, CutMix.
 
@@ -172,14 +207,14 @@ def rded(key: jax.Array, images: jax.Array, mixed: bool = True) -> jax.Array:
     """
     n, height, width, _ = images.shape
     size = (height, width)
-    halves_key, crop_key, flip_key, mix_key = jax.random.split(key, 4)
+    halves_key, crop_key, flip_key, _ = jax.random.split(key, 4)
     swaps = jax.random.bernoulli(halves_key, 0.5, (2, n))
     images = swap_halves(images, swaps[0], swaps[1])
     images = resized_crop(images, draw_crops(crop_key, n, size, 0.5))
     images = flip(images, jax.random.bernoulli(flip_key, 0.5, (n,)))
     if not mixed:
         return images
-    mix = draw_mix(mix_key, n, size)
+    mix = rded_mix(key, n, size)
     return paste(images, images[mix.partners], mix.box)
 
 

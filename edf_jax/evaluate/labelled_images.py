@@ -15,12 +15,14 @@ import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.convert import distilled_set as triples
-from edf_jax.data import DatasetInfo, Normalisation
+from edf_jax.data import DatasetInfo, DatasetPlan, Normalisation
 from edf_jax.data.catalogue import is_fastai
 from edf_jax.data.decode import ImageSettings, Unreadable, decode
+from edf_jax.data.normalisation import IMAGENET
 from edf_jax.data.sources import class_numbers
 from edf_jax.data.subsets import index_by_wnid
 from edf_jax.distilled_set import DistilledSet, LabelledImages
+from edf_jax.methods.parametrisation.pixels import PIXELS
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime.errors import UserError
 
@@ -53,7 +55,8 @@ def read(path: str, info: DatasetInfo) -> LabelledImages:
 
     Args:
         path: a run's folder or a `.safetensors` file of ours; the official `.pt` triple (its
-            folder or its file of images); a `.npz` file with `images` or `pixels` and `labels`;
+            folder or its file of images, or the three files anywhere, images, labels and rate
+            with commas between them); a `.npz` file with `images` or `pixels` and `labels`;
             a folder of images, a subfolder per class, or with `labels.csv`; or `zoo:NAME`.
         info: the dataset whose test images it will meet.
 
@@ -61,9 +64,12 @@ def read(path: str, info: DatasetInfo) -> LabelledImages:
         UserError: nothing is there, its form is unknown, or its images or classes don't fit.
     """
     place = distilled_set.located(path).expanduser()
-    if not place.exists():
+    found: LabelledImages
+    if path.count(",") == 2 and not place.exists():
+        found, told = _read_files([pathlib.Path(p).expanduser() for p in path.split(",")], info)
+    elif not place.exists():
         raise UserError(f"evaluate.distilled={path}: there is nothing there")
-    if place.suffix == ".npz":
+    elif place.suffix == ".npz":
         found, told = _read_npz(place, info)
     elif place.suffix == ".safetensors" or (place / "distilled").is_dir():
         ours = distilled_set.load(place)
@@ -80,6 +86,17 @@ def read(path: str, info: DatasetInfo) -> LabelledImages:
     _check(found, info, path)
     labels = found.labels[:, _columns(told, info, path)]
     return dataclasses.replace(found, labels=labels, note=found.note or str(path))
+
+
+def check(path: str, info: DatasetInfo | DatasetPlan) -> None:
+    """Refuses a set that can't be read or doesn't fit, before any image of the data is prepared.
+
+    Raises:
+        UserError: as `read`.
+    """
+    # Where the real one is measured on the images, any other shows whether the file is good.
+    normalised: Any = dataclasses.replace(info, normalisation=info.normalisation or IMAGENET)
+    read(path, normalised)
 
 
 def _columns(told: _Told, info: DatasetInfo, path: str) -> list[int]:
@@ -142,7 +159,9 @@ def _as_normalised(
     if distilled.normalisation == wanted:
         return dataclasses.replace(distilled, note=note), told
     inputs = np.asarray(wanted.apply(distilled.pixels), np.float32)
-    return dataclasses.replace(distilled, images=inputs, normalisation=wanted, note=note), told
+    # Of the decoded images: what they were decoded from is of its own normalisation.
+    anew = dataclasses.replace(distilled, parameters=inputs, parametrisation=PIXELS)
+    return dataclasses.replace(anew, normalisation=wanted, note=note), told
 
 
 def _logits(labels: np.ndarray, info: DatasetInfo, path: pathlib.Path) -> np.ndarray:
@@ -230,8 +249,17 @@ def _read_triple(path: pathlib.Path, info: DatasetInfo) -> tuple[DistilledSet, _
             f"evaluate.distilled={path}: of the three files of a set (images_best.pt, "
             "labels_best.pt, lr_best.pt; or of an iteration, images_5000.pt ...) give the images'"
         )
-    told = triples.read_record(folder) or triples.Description(info.class_names, info.normalisation)
-    return _as_normalised(triples.import_set(folder, told, tag=name[1]), info, str(path))
+    paths = [folder / f"{each}_{name[1]}.pt" for each in ("images", "labels", "lr")]
+    return _read_files(paths, info, str(path))
+
+
+def _read_files(
+    paths: list[pathlib.Path], info: DatasetInfo, note: str = ""
+) -> tuple[DistilledSet, _Told]:
+    """The official three files: images, labels and rate."""
+    told = triples.read_record(paths[0].parent)
+    told = told or triples.Description(info.class_names, info.normalisation)
+    return _as_normalised(triples.import_files(paths, told), info, note or str(paths[0]))
 
 
 def _read_folder(path: pathlib.Path, info: DatasetInfo) -> tuple[LabelledImages, _Told]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,18 +17,18 @@ from edf_jax.distilled_set import LabelledImages
 from edf_jax.evaluate import protocols, stored_labels
 from edf_jax.evaluate.from_scratch import FromScratch, OnEpochs, RealTestData
 from edf_jax.evaluate.measured import Measured
+from edf_jax.evaluate.measurement import Measurement
 from edf_jax.evaluate.plain import plain_evaluator
 from edf_jax.evaluate.real_baselines import Networks, RealImages
-from edf_jax.evaluate.teacher import get_teacher
+from edf_jax.evaluate.teacher import get_teacher, teacher_network
 from edf_jax.models import Network, open_options
 from edf_jax.models.choose import MATCHED, network_for
-from edf_jax.runtime import processes, randomness, storage
+from edf_jax.runtime import randomness, storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.runtime.progress import Progress
 from edf_jax.training.streaming import place
 from edf_jax.training.trained import TrainedNetwork
 
-_log = logging.getLogger(__name__)
 # Real training images that choose a rate, at most.
 _MOST_HELD_OUT = 2000
 # What plain training depends on beside the set.
@@ -41,25 +40,6 @@ _PLAIN_KEYS = (
     "evaluate.momentum",
     "evaluate.weight_decay",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """Networks to be trained on labelled images and tested.
-
-    Attributes:
-        images: what they are trained on.
-        network: a name, `MATCHED` for the distilling one.
-        protocol: `plain`, `rded` or `sre2l`.
-        augmented: False trains on the images as they are.
-        keep_labels: whether the table of the SRe2L protocol is kept as a file.
-    """
-
-    images: LabelledImages
-    network: str = MATCHED
-    protocol: str = "plain"
-    augmented: bool = True
-    keep_labels: bool = False
 
 
 def test_data(config, dataset: Dataset) -> RealTestData:
@@ -94,7 +74,8 @@ class Evaluation:
         dataset: the real images.
         workdir: figures are kept in its `evaluation.json`, stored soft labels in its `fkd/`.
         teacher: called when a measurement first needs the teacher; `get_teacher` where None.
-        networks: what baselines' features and soft labels are from; the teacher where None.
+        networks: what baselines' features, soft labels and scores are from; the teacher, and for
+            scores networks trained for them, where None.
         provenance: command, versions and hardware, kept beside every figure.
     """
 
@@ -116,11 +97,17 @@ class Evaluation:
         self._get_teacher = functools.cache(
             teacher or functools.partial(get_teacher, config, dataset, workdir)
         )
-        real = RealImages(config, dataset, networks or (lambda: [self.teacher]))
+        real = RealImages(config, dataset, lambda: self.teacher, networks)
         # (name of `coresets.BASELINES`, images per class) -> real images
         self.baseline = functools.cache(real.choose)
         self._evaluators: dict[tuple, FromScratch] = {}
         self._test = test_data(config, dataset)
+
+    def ready(self, one: Measurement) -> Measurement:
+        """A measurement whose images have their regime's labels, with no more augmentation than
+        `evaluate.augment` allows."""
+        augmented = one.augmented and self.config.evaluate.augment != "none"
+        return dataclasses.replace(one.labelled(lambda: self.teacher), augmented=augmented)
 
     @property
     def teacher(self) -> TrainedNetwork:
@@ -140,8 +127,10 @@ class Evaluation:
         """The figures of each, measured now where they aren't known.
 
         Returns:
-            Each with its network's name, its protocol and what the images are.
+            Each with its network's name, its protocol, whose labels, what the images are and their
+            bytes, and the epochs and steps of each that a network is trained.
         """
+        measurements = [self.ready(one) for one in measurements]
         identities = [self.identity(one) for one in measurements]
         left = {
             storage.digest_of_record(identity): self.epochs(one)
@@ -156,9 +145,16 @@ class Evaluation:
 
             for one, identity in zip(measurements, identities):
                 make = functools.partial(self.run, one, on_epochs)
-                row = {"network": self.label(one.network), "protocol": one.protocol}
+                row = {
+                    "network": self.label(one.network),
+                    "protocol": one.protocol,
+                    "labels": one.regime,
+                    "epochs": self._epochs(one),
+                    "steps": -(-len(one.images.images) // self._batch(one)),
+                }
                 note = {"note": one.images.note} if one.images.note else {}
-                rows.append({**row, **note, **self.measured.need(identity, make)})
+                sizes = one.images.stored_bytes.figures()
+                rows.append({**row, **note, **sizes, **self.measured.need(identity, make)})
         return rows
 
     def label(self, name: str) -> str:
@@ -176,7 +172,7 @@ class Evaluation:
         batch = self._batch(one)
         # A table says all that differs without augmentation.
         augmented = one.augmented or one.protocol == "sre2l"
-        key = (one.network, one.protocol, augmented, batch)
+        key = (one.network, one.protocol, one.taught, augmented, batch)
         if key not in self._evaluators:
             self._evaluators[key] = self._make_evaluator(one, batch)
         return self._evaluators[key]
@@ -187,20 +183,20 @@ class Evaluation:
         if one.protocol == "rded":
             return protocols.rded_evaluator(
                 network,
-                self.teacher,
+                self.teacher if one.taught else None,
                 self._test,
                 augmented=one.augmented,
                 bn_updates=options.bn_updates,
                 **sizes,
             )
         if one.protocol == "sre2l":
-            return protocols.sre2l_evaluator(network, self._test, **sizes)
+            return protocols.sre2l_evaluator(network, self._test, taught=one.taught, **sizes)
         return make_evaluator(
             self.config, network, self._test, epochs=options.epochs, augmented=one.augmented
         )
 
     def _batch(self, one: Measurement) -> int:
-        options, count = self.config.evaluate, len(one.images.images)
+        options, count = self.config.evaluate, len(one.images.labels)
         if one.protocol == "plain":
             return options.batch
         num_classes = self.dataset.info.num_classes
@@ -216,17 +212,22 @@ class Evaluation:
 
     def _cifar100_convnets(self, one: Measurement) -> bool:
         """Whether it is the one case to which RDED's code gives a batch size and a rate."""
-        if one.protocol != "rded" or self.dataset.info.name != "cifar100":
+        info = self.dataset.info
+        if one.protocol != "rded" or info.name != "cifar100":
             return False
-        both = self.network(one.network, one.protocol), self.teacher.network
+        # No teacher is trained only to know what it would be.
+        teacher = self.teacher.network if one.taught else teacher_network(self.config, info)
+        both = self.network(one.network, one.protocol), teacher
         return all(network.name.startswith("ConvNet") for network in both)
 
     def epochs(self, one: Measurement) -> int:
         """How many epochs a measurement trains, the search for a rate included."""
+        searched = one.protocol == "plain" and self._known_rate(one) is None
+        return self._epochs(one) * (1 + searched)
+
+    def _epochs(self, one: Measurement) -> int:
         options = self.config.evaluate
-        if one.protocol != "plain":
-            return options.kd_epochs
-        return (options.epochs + 1) * (1 + (self._known_rate(one) is None))
+        return options.epochs + 1 if one.protocol == "plain" else options.kd_epochs
 
     def identity(self, one: Measurement) -> dict[str, Any]:
         """Everything that decides a measurement's figures."""
@@ -251,7 +252,8 @@ class Evaluation:
             known = self._known_rate(one)
             identity["rate"] = options.baseline_rates if known is None else known
         else:
-            identity |= {"epochs": options.kd_epochs, "teacher": self.teacher.digest}
+            identity["epochs"] = options.kd_epochs
+            identity |= {"teacher": self.teacher.digest} if one.taught else {"labels": "given"}
         if one.protocol == "rded" and options.bn_updates != 1:
             identity["bn_updates"] = options.bn_updates
         return identity
@@ -287,7 +289,8 @@ class Evaluation:
             rate = protocols.rate_of(evaluator.network, cifar100_convnets=special)
             how = "the protocol's"
         if one.protocol == "rded":
-            targets = np.zeros(len(images), np.int32)
+            if one.taught:
+                targets = np.zeros(len(images), np.int32)
             checks = ", ".join(str(e + 1) for e in protocols.rded_checks(evaluator.total))
             extra["chosen"] = f"the best on test images after epochs {checks}"
         elif one.protocol == "sre2l":
@@ -336,7 +339,18 @@ class Evaluation:
 
     def _table(self, one: Measurement) -> tuple[stored_labels.Table, dict[str, Any]]:
         """What students of the SRe2L protocol see, and its size beside the images'."""
-        options, images, teacher = self.config.evaluate, one.images, self.teacher
+        options, images = self.config.evaluate, one.images
+        make = functools.partial(
+            protocols.make_table,
+            randomness.stream(self.config.seed, "stored soft labels"),
+            images.images,
+            epochs=options.kd_epochs,
+            batch=self._batch(one),
+            augmented=one.augmented,
+        )
+        if not one.taught:
+            return make(None, labels=images.labels), {}
+        teacher = self.teacher
         details = {
             "subject": images.digest,
             "teacher": teacher.digest,
@@ -349,29 +363,22 @@ class Evaluation:
             "seed": self.config.seed,
         }
         path = self._folder / f"{storage.digest_of_record(details)}.safetensors"
-        kept = _kept_table(path, details)
+        kept = stored_labels.find(path, details)
         if kept is not None:
             return kept, _sizes(kept, images, path)
-        table = protocols.make_table(
-            randomness.stream(self.config.seed, "stored soft labels"),
-            images.images,
-            teacher,
-            epochs=options.kd_epochs,
-            batch=self._batch(one),
-            augmented=one.augmented,
-        )
+        table = make(teacher)
         if one.keep_labels:
             stored_labels.save(path, table, details)
         return table, _sizes(table, images, path if one.keep_labels else None)
 
 
 def images_per_class(images: LabelledImages) -> int:
-    """How many images a class has, on average rounded down.
+    """How many stored images a class has, on average rounded down.
 
     Raises:
         UserError: less than one.
     """
-    count, num_classes = images.labels.shape
+    count, num_classes = len(images.parameters), images.labels.shape[1]
     if count < num_classes:
         raise UserError(
             f"{images.note}: {count} images for {num_classes} classes; a comparison with real "
@@ -380,21 +387,6 @@ def images_per_class(images: LabelledImages) -> int:
     return count // num_classes
 
 
-def _kept_table(path: pathlib.Path, wanted: Mapping[str, Any]) -> stored_labels.Table | None:
-    def read() -> tuple[bool, dict[str, np.ndarray]]:
-        if path.exists():
-            try:
-                table, details = stored_labels.load(path)
-                storage.check_place(path, details, wanted)
-                return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
-            except storage.DamagedFile as error:
-                _log.warning("%s: made again", error)
-        return False, {}
-
-    there, arrays = processes.arrays_from_first_process("stored soft labels", read)
-    return stored_labels.Table(**{k: jnp.asarray(v) for k, v in arrays.items()}) if there else None
-
-
 def _sizes(table, images: LabelledImages, path: pathlib.Path | None) -> dict[str, Any]:
-    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": images.images.nbytes}
+    sizes = {"soft_label_bytes": table.num_bytes, "image_bytes": images.stored_bytes.images}
     return sizes if path is None else {**sizes, "soft_label_file": str(path)}

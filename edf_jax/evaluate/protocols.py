@@ -1,8 +1,11 @@
 """The protocols with a teacher, RDED's and SRe2L's: KL divergence at temperature 20, AdamW.
 
+Without a teacher, on labels of the set's own or hard ones, the loss is the cross-entropy with
+labels that are mixed as the images are (CutMix), and all else stays.
+
 References:
   Sun et al., "On the Diversity and Realism of Distilled Dataset" (RDED, 2312.03526); Yin et al.,
-  "Squeeze, Recover and Relabel" (SRe2L, 2306.13092).
+  "Squeeze, Recover and Relabel" (SRe2L, 2306.13092); Yun et al., CutMix (1905.04899).
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ def kl_loss(logits: jax.Array, targets: jax.Array, mask: jax.Array | None) -> ja
 
 def rded_evaluator(
     network: Network,
-    teacher: TrainedNetwork,
+    teacher: TrainedNetwork | None,
     test: RealTestData,
     *,
     epochs: int,
@@ -93,12 +96,12 @@ def rded_evaluator(
 ) -> FromScratch:
     """RDED's protocol: the teacher labels every augmented batch as it comes.
 
-    Targets are one number an image, of which nothing is read. An accuracy is the best of
-    `rded_checks`.
+    With a teacher targets are one number an image, of which nothing is read, else label logits
+    `[n, C]`. An accuracy is the best of `rded_checks`.
 
     Args:
         network: the architecture.
-        teacher: labels the batches.
+        teacher: labels the batches; None trains on the images' own labels.
         test: what they are tested on, enlarged as RDED's test images are.
         epochs: how many.
         batch: training batch size.
@@ -109,15 +112,24 @@ def rded_evaluator(
     augment = crops.rded if augmented else lambda key, images, mixed: images
 
     def make_recipe(arrays) -> Recipe:
+        def teach(key, inputs, targets):
+            if teacher is not None:
+                return teacher.logits(arrays, inputs)
+            if not augmented:
+                return targets
+            size = inputs.shape[1:3]
+            mix = crops.rded_mix(key, len(inputs), size)
+            return crops.mix_labels(targets, targets[mix.partners], mix.box, size)
+
         return Recipe(
             network,
-            kl_loss,
+            losses.soft_cross_entropy if teacher is None else kl_loss,
             adamw(network, WEIGHT_DECAY),
             functools.partial(augment, mixed=True),
             lambda images: images,
             batch,
             observe=functools.partial(augment, mixed=False) if bn_updates == 2 else None,
-            teach=functools.partial(teacher.logits, arrays),
+            teach=teach,
             mixes=augmented,
         )
 
@@ -127,7 +139,7 @@ def rded_evaluator(
         functools.partial(schedule, epochs, halves=2.0),
         epochs,
         test._replace(prepare=lambda images: crops.enlarge(test.prepare(images))),
-        context=teacher.arrays,
+        context=None if teacher is None else teacher.arrays,
         checks=rded_checks(epochs),
     )
 
@@ -138,14 +150,16 @@ def sre2l_evaluator(
     *,
     epochs: int,
     batch: int,
+    taught: bool = True,
 ) -> FromScratch:
     """SRe2L's protocol (FKD): all students see the same stored batches; targets are a table.
 
-    Arguments as in `rded_evaluator`; `epochs` is no more than the tables have, `batch` theirs.
+    Arguments as in `rded_evaluator`; `epochs` is no more than the tables have, `batch` theirs, and
+    `taught` says whether their labels are a teacher's.
     """
     recipe = Recipe(
         network,
-        kl_loss,
+        kl_loss if taught else losses.soft_cross_entropy,
         adamw(network, WEIGHT_DECAY),
         lambda key, images: images,
         lambda images: images,
@@ -164,34 +178,39 @@ def sre2l_evaluator(
 def make_table(
     key: jax.Array,
     images: np.ndarray,
-    teacher: TrainedNetwork,
+    teacher: TrainedNetwork | None,
     *,
     epochs: int,
     batch: int,
     augmented: bool = True,
+    labels: np.ndarray | None = None,
 ) -> stored_labels.Table:
-    """What all students of the SRe2L protocol see of a set, labelled by the teacher.
+    """What all students of the SRe2L protocol see of a set, with a teacher's labels or its own.
 
     Args:
         key: for all draws.
         images: `[n, H, W, C]`, normalised.
-        teacher: labels them.
+        teacher: labels them; None keeps their own labels.
         epochs: how many.
         batch: training batch size.
         augmented: False shows every image whole and unmixed.
+        labels: `[n, C]` logits, their own; needed where there is no teacher.
     """
 
     @jax.jit
-    def make(key, images, arrays):
+    def make(key, images, given):
         table = stored_labels.draw(
             key,
             epochs,
             len(images),
-            images.shape[1:3],
-            jax.eval_shape(teacher.logits, arrays, images).shape[1],
+            size,
             batch,
             augmented=augmented,
         )
-        return stored_labels.label(table, images, functools.partial(teacher.logits, arrays))
+        if teacher is None:
+            return stored_labels.keep_own(table, given, size)
+        return stored_labels.label(table, images, functools.partial(teacher.logits, given))
 
-    return jax.tree.map(np.asarray, make(key, jnp.asarray(images, jnp.float32), teacher.arrays))
+    size = images.shape[1:3]
+    given = jnp.asarray(labels, jnp.float32) if teacher is None else teacher.arrays
+    return jax.tree.map(np.asarray, make(key, jnp.asarray(images, jnp.float32), given))

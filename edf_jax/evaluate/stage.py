@@ -12,17 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from edf_jax import distilled_set
-from edf_jax.config.resolve import baseline_names, network_list
+from edf_jax.config.resolve import baseline_names, label_regimes, network_list
 from edf_jax.data import Dataset
 from edf_jax.distilled_set import DistilledSet, LabelledImages
 from edf_jax.evaluate import dd_ranking, labelled_images
-from edf_jax.evaluate.measure import (
-    Evaluation,
-    Measurement,
-    images_per_class,
-    make_evaluator,
-    test_data,
-)
+from edf_jax.evaluate.measure import Evaluation, images_per_class, make_evaluator, test_data
+from edf_jax.evaluate.measurement import Measurement, regimes_of
 from edf_jax.experts.train import expert_recipe
 from edf_jax.models import Network
 from edf_jax.models.choose import MATCHED, network_for
@@ -49,6 +44,7 @@ _PARTS_OF_SCORES = (
     "distilled_no_augmentation",
     "random_no_augmentation",
 )
+_OF_NO_REGIME = (*_PARTS_OF_SCORES, "full")
 
 
 def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuracies]:
@@ -59,7 +55,13 @@ def periodic(config, dataset: Dataset) -> Callable[[DistilledSet, int], Accuraci
     options, held_out = config.evaluate, dataset.held_out
     epochs = options.during_epochs or options.epochs
     network = network_for(config, dataset.info)
-    evaluator = make_evaluator(config, network, test_data(config, dataset), epochs=epochs)
+    evaluator = make_evaluator(
+        config,
+        network,
+        test_data(config, dataset),
+        epochs=epochs,
+        augmented=options.augment != "none",
+    )
     key = randomness.stream(config.seed, "periodic evaluation")
     if held_out is not None:
         held_images, _ = place(
@@ -99,8 +101,9 @@ def evaluate_run(
 
     Returns:
         `result.json`'s figures: for each of `initial`, `distilled`, `best_on_test`, `random` and
-        so on, of the first network, the mean, standard deviation, interval and number of networks,
-        all in percent; under `rows` those of every network, and under `scores` DD-Ranking's.
+        so on, of the first network and label regime, the mean, standard deviation, interval and
+        number of networks, all in percent; under `rows` those of every network and regime, and
+        under `scores` DD-Ranking's.
     """
     evaluation = Evaluation(config, dataset, workdir, **options)
     names = network_list(config.evaluate.networks) or (MATCHED,)
@@ -132,14 +135,16 @@ def measure_baseline(
     """The figures of one of `BASELINES` by itself, with `distill.ipc` images per class.
 
     Arguments, what is kept and the figures as in `evaluate_run`; the network is the first that it
-    evaluates.
+    evaluates, `rows` has every label regime.
     """
     evaluation = Evaluation(config, dataset, workdir, **options)
     network = (network_list(config.evaluate.networks) or (MATCHED,))[0]
     images = evaluation.baseline(name, config.distill.ipc)
-    measurement = Measurement(images, network, config.evaluate.protocol)
-    (row,) = evaluation.measure([measurement], title=name)
-    return {k: row[k] for k in ("network", "protocol")} | _named(name, row)
+    protocol = config.evaluate.protocol
+    measurements = [Measurement(images, network, protocol, r) for r in _regimes(evaluation)]
+    rows = [{"kind": name, **row} for row in evaluation.measure(measurements, title=name)]
+    first = {k: rows[0][k] for k in ("network", "protocol", "labels")}
+    return {**first, **_named(name, rows[0]), "rows": rows}
 
 
 def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
@@ -159,27 +164,35 @@ def _sets(config, dataset: Dataset, workdir: pathlib.Path) -> dict[str, Any]:
     return sets
 
 
+def _regimes(evaluation: Evaluation) -> tuple[str, ...]:
+    """Whose labels are trained on; results are named after the first."""
+    options = evaluation.config.evaluate
+    return regimes_of(label_regimes(options.labels), options.protocol)
+
+
 def _planned(
     evaluation: Evaluation, name: str, sets: Mapping[str, LabelledImages]
 ) -> Iterator[tuple[str, Measurement]]:
     """What is measured on one network, in the order of the result."""
     options = evaluation.config.evaluate
     last, protocol = sets["distilled"], options.protocol
-    for kind, images in sets.items():
-        keep_labels = kind != "initial"
-        yield kind, Measurement(images, name, protocol, keep_labels=keep_labels)
     ipc = images_per_class(last)
-    for kind in baseline_names(options.baselines):
-        yield kind, Measurement(evaluation.baseline(kind, ipc), name, protocol)
+    for labels in _regimes(evaluation):
+        for kind, images in sets.items():
+            keep_labels = kind != "initial"
+            yield kind, Measurement(images, name, protocol, labels, keep_labels=keep_labels)
+        for kind in baseline_names(options.baselines):
+            yield kind, Measurement(evaluation.baseline(kind, ipc), name, protocol, labels)
     if not options.scores:
         return
+    labels = _regimes(evaluation)[0]
     # Random real images that get the same kind of labels as the set.
-    soft = protocol == "plain" and last.has_soft_labels
+    soft = labels == "own" and last.has_soft_labels
     rival = evaluation.baseline("real_soft" if soft else "random", ipc)
-    yield "same_labels", Measurement(rival, name, protocol)
+    yield "same_labels", Measurement(rival, name, protocol, labels)
     yield "distilled_hard", Measurement(last.with_hard_labels(), name)
-    yield "distilled_no_augmentation", Measurement(last, name, protocol, augmented=False)
-    yield "random_no_augmentation", Measurement(rival, name, protocol, augmented=False)
+    yield "distilled_no_augmentation", Measurement(last, name, protocol, labels, augmented=False)
+    yield "random_no_augmentation", Measurement(rival, name, protocol, labels, augmented=False)
 
 
 def _full(
@@ -245,10 +258,12 @@ def _result(
 ) -> dict[str, Any]:
     """`result.json`'s figures of all rows."""
     config, options = evaluation.config, evaluation.config.evaluate
-    first = evaluation.label(names[0])
+    first, labels = evaluation.label(names[0]), _regimes(evaluation)[0]
+    # Networks trained on all data have the data's labels, and parts of scores their own.
+    named = [row for row in rows if row["kind"] in _OF_NO_REGIME or row["labels"] == labels]
     by_kind = {
         row["kind"]: row
-        for row in rows
+        for row in named
         if row["network"] == first and row["kind"] not in _PARTS_OF_SCORES
     }
     result: dict[str, Any] = {
@@ -256,6 +271,7 @@ def _result(
         "seed": config.seed,
         "network": first,
         "protocol": options.protocol,
+        "labels": labels,
         "num_eval": options.num,
         "dataset": evaluation.dataset.info.name,
         "num_test_images": len(evaluation.dataset.test.labels),
@@ -264,12 +280,12 @@ def _result(
         by_kind.setdefault("best_on_test", by_kind["distilled"])
     for kind, row in by_kind.items():
         result |= _named(kind, row)
-    if options.protocol != "plain":
+    if any(row.get("labels") == "teacher" for row in rows):
         result["teacher"] = evaluation.teacher.record()
     result["scores"] = [
         {"network": name, **score}
-        for name in dict.fromkeys(row["network"] for row in rows)
-        if (score := _scores([row for row in rows if row["network"] == name]))
+        for name in dict.fromkeys(row["network"] for row in named)
+        if (score := _scores([row for row in named if row["network"] == name]))
     ]
     result["rows"] = rows
     told = {"random": "random real images", "initial": "the images that it started from"}
@@ -281,7 +297,7 @@ def _result(
 
 def _named(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's figures as `result.json` calls them."""
-    hidden = ("num_images", "network", "protocol", "kind", "provenance", "seconds")
+    hidden = ("num_images", "network", "protocol", "labels", "kind", "provenance", "seconds")
     return {f"{kind}_{k}": v for k, v in row.items() if k not in hidden}
 
 

@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ import numpy as np
 from jax import lax
 
 from edf_jax.evaluate import crops as views
+from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
-from edf_jax.runtime.storage import load_tensors, save_tensors
 
+_log = logging.getLogger(__name__)
 FORMAT = "edf_jax fkd 1"
 FORMAT_NOTES = (
     "E epochs of n images in batches of `batch`, the last batch of an epoch smaller. Place i of "
@@ -46,7 +48,7 @@ class Table(NamedTuple):
         flips: `[E, n]` uint8.
         partners: `[E, n]` int32, the place whose pixels come into the box.
         mix_boxes: `[E, B, 4]` int16, as in `views.Mix`.
-        labels: `[E, n, C]` float16, the teacher's logits.
+        labels: `[E, n, C]` float16, logits: the teacher's, or the images' own.
         batch: int32 scalar, the size of all batches but an epoch's last.
     """
 
@@ -74,19 +76,17 @@ def draw(
     epochs: int,
     num_images: int,
     size: tuple[int, int],
-    num_classes: int,
     batch: int,
     *,
     augmented: bool = True,
 ) -> Table:
-    """A table whose labels are still zero.
+    """A table that has no labels yet.
 
     Args:
         key: epoch e is drawn by `fold_in(key, e)`.
         epochs: E.
         num_images: n.
         size: `(H, W)`.
-        num_classes: C.
         batch: the batch size, at most n.
         augmented: False shows every image whole and unmixed.
     """
@@ -118,7 +118,7 @@ def draw(
             flips.astype(jnp.uint8),
             partners.astype(jnp.int32),
             boxes.astype(jnp.int16),
-            jnp.zeros((num_images, num_classes), jnp.float16),
+            jnp.zeros((num_images, 0), jnp.float16),
             jnp.int32(sizes[0]),
         )
 
@@ -158,6 +158,24 @@ def label(
     return table._replace(labels=lax.map(epoch, jnp.arange(len(table.order))))
 
 
+def keep_own(table: Table, labels: jax.Array, size: tuple[int, int]) -> Table:
+    """The table with the images' own labels, mixed as the images are.
+
+    Args:
+        table: from `draw`.
+        labels: `[n, C]` logits.
+        size: `(H, W)` of the images.
+    """
+    batches = jnp.arange(len(labels)) // table.batch
+
+    def epoch(index):
+        shown, boxes = labels[table.order[index]], table.mix_boxes[index, batches]
+        mixed = views.mix_labels(shown, shown[table.partners[index]], boxes, size)
+        return mixed.astype(jnp.float16)
+
+    return table._replace(labels=lax.map(epoch, jnp.arange(len(table.order))))
+
+
 def save(path: pathlib.Path, table: Table, details: Mapping[str, Any]) -> None:
     """Writes a table, whole or not at all.
 
@@ -172,7 +190,29 @@ def save(path: pathlib.Path, table: Table, details: Mapping[str, Any]) -> None:
         "notes": FORMAT_NOTES,
         "details": json.dumps(dict(details), sort_keys=True),
     }
-    save_tensors(path, tensors, metadata)
+    storage.save_tensors(path, tensors, metadata)
+
+
+def find(path: pathlib.Path, wanted: Mapping[str, Any]) -> Table | None:
+    """A table that is there already, read by the first of processes for all; else None.
+
+    Args:
+        path: as `save` has it.
+        wanted: what must have made it; one that is damaged or another's is told of.
+    """
+
+    def read() -> tuple[bool, dict[str, np.ndarray]]:
+        if path.exists():
+            try:
+                table, details = load(path)
+                storage.check_place(path, details, wanted)
+                return True, {name: np.asarray(leaf) for name, leaf in table._asdict().items()}
+            except storage.DamagedFile as error:
+                _log.warning("%s: made again", error)
+        return False, {}
+
+    there, arrays = processes.arrays_from_first_process("stored soft labels", read)
+    return Table(**{k: jnp.asarray(v) for k, v in arrays.items()}) if there else None
 
 
 def load(path: pathlib.Path) -> tuple[Table, dict[str, Any]]:
@@ -184,6 +224,6 @@ def load(path: pathlib.Path) -> tuple[Table, dict[str, Any]]:
     """
     if not path.exists():
         raise UserError(f"there are no stored soft labels at {path}")
-    tensors, metadata = load_tensors(path, FORMAT)
+    tensors, metadata = storage.load_tensors(path, FORMAT)
     table = Table(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
     return table, json.loads(metadata["details"])

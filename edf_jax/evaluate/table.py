@@ -21,12 +21,14 @@ from absl import flags
 
 from edf_jax import distilled_set
 from edf_jax.config.flags import Given, run_command
-from edf_jax.config.resolve import METHODS, network_list, resolve
+from edf_jax.config.resolve import METHODS, label_regimes, network_list, resolve
 from edf_jax.data import Dataset
 from edf_jax.data.coresets import BASELINES
 from edf_jax.distill.stage import distill_run
+from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.evaluate import labelled_images
-from edf_jax.evaluate.measure import Evaluation, Measurement
+from edf_jax.evaluate.measure import Evaluation
+from edf_jax.evaluate.measurement import PUBLISHED_LABELS, Measurement, regimes_of
 from edf_jax.evaluate.real_baselines import trained_experts
 from edf_jax.evaluate.stage import periodic
 from edf_jax.evaluate.teacher import get_teacher
@@ -46,7 +48,12 @@ _TITLES = {
     "random": "Random real images",
     "herding": "Herding",
     "k_centre": "k-centre",
+    "el2n": "EL2N",
+    "grand": "GraNd",
+    "ccs": "CCS",
+    "rded": "RDED's patches",
     "real_soft": "Random, soft labels",
+    "downsampled": "Random, shrunk to the same bytes",
     **{name: name.upper() for name in METHODS},
 }
 _USAGE = f"""\
@@ -60,6 +67,8 @@ Evaluates sets of images by each protocol on each network, and writes the table.
                          or NAME=PATH, a set as evaluate.distilled takes it
   --protocols=A,B,...    of {', '.join(PROTOCOLS)} (default all)
   --networks=A,B,...     as evaluate.networks (default {MATCHED},VGG11)
+  --config.evaluate.labels=own,hard,teacher
+                         a column for each (default what each protocol was published with)
   --workdir=FOLDER       where runs, figures and the table go; the same command continues there
                          (default runs/compare-<config>-<variant>[-<hash>], which edf_jax.compare
                          shares)
@@ -90,7 +99,7 @@ def _run(given: Given) -> int:
     table = make_table(values.config, sets, protocols, networks, given.workdir, given.command)
     print(to_markdown(table))
     sys.stdout.flush()
-    shown = ("set", "protocol", "network", "mean", "std", "interval", "num_eval")
+    shown = ("set", "protocol", "labels", "network", "mean", "std", "interval", "num_eval")
     rows = [{name: row[name] for name in shown} for row in table["rows"]]
     print("RESULT " + json.dumps({"rows": rows, "workdir": str(given.workdir)}), flush=True)
     return 0
@@ -205,13 +214,14 @@ def _measure(
         else:
             chosen[name] = evaluation.baseline(name, config.distill.ipc)
     planned = [
-        (name, Measurement(images, network, protocol, keep_labels=name not in BASELINES))
+        (name, Measurement(images, network, protocol, labels, keep_labels=name not in BASELINES))
         for protocol in protocols
+        for labels in regimes_of(label_regimes(config.evaluate.labels), protocol)
         for network in networks
         for name, images in chosen.items()
     ]
     figures = evaluation.measure([measurement for _, measurement in planned])
-    taught = [protocol for protocol in protocols if protocol != "plain"]
+    taught = any(measurement.regime == "teacher" for _, measurement in planned)
     return {
         "data": dataset.info.name,
         "ipc": config.distill.ipc,
@@ -236,9 +246,14 @@ def _full_data(config, store, num_images: int) -> dict[str, Any]:
 def to_markdown(table: Mapping[str, Any]) -> str:
     """The table and what it takes to read it."""
     lines: dict[str, dict[str, str]] = {}
+    told = any(row["labels"] != PUBLISHED_LABELS[row["protocol"]] for row in table["rows"])
     for row in table["rows"]:
-        line = lines.setdefault(row["set"], {"images": _TITLES.get(row["set"], row["set"])})
-        line[f"{row['protocol']}, {row['network']}"] = _text(row)
+        stored = StoredBytes.of_figures(row)
+        what = {"images": _TITLES.get(row["set"], row["set"])}
+        what |= {BYTES: "" if stored is None else stored.text}
+        line = lines.setdefault(row["set"], what)
+        labels = f", {row['labels']} labels" if told else ""
+        line[f"{row['protocol']}{labels}, {row['network']}"] = _text(row)
     return f"{tables.to_markdown(list(lines.values()))}\n{_notes(table)}\n"
 
 
@@ -263,11 +278,12 @@ def _notes(table: Mapping[str, Any]) -> str:
     if table["teacher"]:
         teacher = table["teacher"]
         notes.append(
-            f"Teacher of rded and sre2l: {teacher['name']}, {teacher['accuracy']:.1f}% on the test "
-            "images."
+            f"Teacher: {teacher['name']}, {teacher['accuracy']:.1f}% on the test images."
         )
     chosen = {row["chosen"] for row in rows if "chosen" in row}
     notes += [f"By rded an accuracy is {text}." for text in sorted(chosen)]
+    lengths = dict.fromkeys(f"{row['epochs']} x {row['steps']} ({row['protocol']})" for row in rows)
+    notes.append(f"Epochs x steps of a network: {', '.join(lengths)}.")
     searched = {row["rate_from"] for row in rows if row["protocol"] == "plain"}
     if searched:
         notes.append(f"Rates of the plain protocol: {'; '.join(sorted(searched))}.")
@@ -283,7 +299,9 @@ def _notes(table: Mapping[str, Any]) -> str:
 def to_csv(table: Mapping[str, Any]) -> str:
     """A line per figure."""
     measured = ("mean", "std", "low", "high", "num_eval", "num_images")
-    columns = ("set", "protocol", "network", *measured, "rate", "rate_from", "seconds")
+    stored = ("image_bytes", "label_bytes")
+    told = ("rate", "rate_from", "epochs", "steps", "seconds")
+    columns = ("set", "protocol", "labels", "network", *measured, *stored, *told)
     rows = []
     for row in table["rows"]:
         low, high = row["interval"] or ("", "")

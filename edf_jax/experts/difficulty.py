@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 
 from edf_jax.models import Network
 from edf_jax.training import losses, streaming
-from edf_jax.training.loop import Recipe, initial_state
+from edf_jax.training.loop import Prepare, Recipe, initial_state
 
 _BATCH = 64
 
@@ -91,6 +92,52 @@ def grand(
     return lax.map(length, (images, labels))
 
 
+def make_scores(
+    network: Network,
+    prepare: Prepare,
+    images: streaming.Images,
+    labels: np.ndarray,
+    *,
+    how: str,
+    workers: int = 0,
+) -> Callable[[jax.Array, Any], np.ndarray]:
+    """Makes `(theta, batch_stats) -> scores [N]`, of one network on all images.
+
+    Args:
+        network: the architecture.
+        prepare: from images as stored to the network's inputs.
+        images: `[N, H, W, C]`, as stored.
+        labels: `[N]`.
+        how: "grand" or "el2n".
+        workers: threads that gather images on the host.
+    """
+
+    def scores_of(theta, batch_stats, images, labels):
+        inputs = prepare(images)
+        if how == "grand":
+            return grand(network, theta, batch_stats, inputs, labels)
+        return el2n(network.apply(theta, inputs, batch_stats), labels)
+
+    @jax.jit
+    def in_rows(theta, batch_stats, images, labels):
+        # The last row is filled up with the first images, so that one program serves all rows.
+        rows = -(-len(labels) // _BATCH)
+        positions = (jnp.arange(rows * _BATCH) % len(labels)).reshape(rows, _BATCH)
+        found = lax.map(
+            lambda row: scores_of(theta, batch_stats, images[row], labels[row]), positions
+        )
+        return found.ravel()[: len(labels)]
+
+    def scores(theta, batch_stats) -> np.ndarray:
+        parts = [
+            np.asarray(in_rows(theta, batch_stats, chunk, labels[positions]))
+            for positions, chunk in streaming.chunks(images, batch=_BATCH, workers=workers)
+        ]
+        return np.concatenate(parts)[: len(labels)]
+
+    return scores
+
+
 def mean_scores(
     recipe: Recipe,
     images: streaming.Images,
@@ -116,38 +163,22 @@ def mean_scores(
         key: network i is initialised and trained from `fold_in(key, i)`.
         workers: threads that gather images on the host.
     """
-    network = recipe.network
     train = streaming.make_epoch(recipe, images, labels, workers=workers)
-
-    def scores_of(state, images, labels):
-        inputs = recipe.prepare(images)
-        if how == "grand":
-            return grand(network, state.theta, state.batch_stats, inputs, labels)
-        return el2n(network.apply(state.theta, inputs, state.batch_stats), labels)
+    scores = make_scores(
+        recipe.network, recipe.prepare, images, labels, how=how, workers=workers
+    )
 
     @jax.jit
     def first(key):
         return jax.tree.map(lambda x: x[None], initial_state(recipe, key))
-
-    @jax.jit
-    def scores(states, images, labels):
-        state = jax.tree.map(lambda x: x[0], states)
-        # The last row is filled up with the first images, so that one program serves all rows.
-        rows = -(-len(labels) // _BATCH)
-        positions = (jnp.arange(rows * _BATCH) % len(labels)).reshape(rows, _BATCH)
-        found = lax.map(lambda row: scores_of(state, images[row], labels[row]), positions)
-        return found.ravel()[: len(labels)]
 
     def one(key):
         start_key, key = jax.random.split(key)
         states = first(start_key)
         for epoch in range(epochs):
             states, _ = train(states, jax.random.fold_in(key, epoch)[None], rate)
-        parts = [
-            np.asarray(scores(states, chunk, labels[positions]))
-            for positions, chunk in streaming.chunks(images, batch=_BATCH, workers=workers)
-        ]
-        return np.concatenate(parts)[: len(labels)]
+        state = jax.tree.map(lambda x: x[0], states)
+        return scores(state.theta, state.batch_stats)
 
     total = np.zeros(len(labels))
     for index in range(networks):

@@ -82,6 +82,15 @@ def describe(
         "name": set_name(distilled),
         "num_images": len(distilled.images),
         "image_shape": list(distilled.images.shape[1:]),
+        # What the set takes as it was learned; exports hold the decoded images.
+        "stored": {
+            "parametrisation": distilled.parametrisation.name,
+            "factor": distilled.parametrisation.factor,
+            "num_images": len(distilled.parameters),
+            "dtype": "float32",
+            **distilled.stored_bytes.figures(),
+            "decoded_image_bytes": 4 * distilled.images.size,
+        },
         # Two of ImageNet's classes are cranes; readers want different names.
         "class_names": list(distinct(distilled.class_names, ids)),
         "origin": dict(distilled.origin),

@@ -112,8 +112,10 @@ def _accuracies(record: Mapping[str, Any]) -> str:
     accuracy, references = record["accuracy"], record["references"]
     if not accuracy:
         return ""
+    decoded = record["stored"]["num_images"] != record["num_images"]
+    as_many = "random real images of as many bytes" if decoded else "as many random real images"
     rows = {
-        "as many random real images": "random",
+        as_many: "random",
         "the images that it grew from": "initial",
         "this set": "",
         "all real images": "full",

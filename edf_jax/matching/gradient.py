@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ from edf_jax.training import microbatch
 
 # (theta [P], images [b, H, W, C], label logits [b, C], mask [b] or None) -> scalar
 StudentLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
-# (key, images [b, H, W, C]) -> images [b, H, W, C]
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+# (a step's keys, images [b, H, W, C]) -> images [b, H, W, C]
+Augment = Callable[[Any, jax.Array], jax.Array]
 
 _PRODUCTS = frozenset(("edf_convolve", "conv_general_dilated", "dot_general"))
 # What the backward sweep finds stored of a student's step: `nothing` computes it again from the
@@ -52,12 +52,12 @@ class StudentBatches(NamedTuple):
         indices: `[N, b]` int32, positions among the synthetic images.
         mask: `[N, b]`, 1 where a position counts and 0 where it fills up a smaller batch; None
             where all batches are full.
-        keys: `[N]` PRNG keys for the augmentation.
+        keys: `[N]` PRNG keys for the augmentation, or a tree of them.
     """
 
     indices: jax.Array
     mask: jax.Array | None
-    keys: jax.Array
+    keys: Any
 
 
 class Matching(NamedTuple):

@@ -35,8 +35,9 @@ class Learnable(NamedTuple):
     """What distillation moves.
 
     Attributes:
-        images: `[n, H, W, C]`, normalised.
-        labels: `[n, C]` logits.
+        images: `[m, H, W, C]`, normalised; in the state of a distillation as they are stored
+            (`methods.parametrisation`), where a student learns from them decoded.
+        labels: `[n, C]` logits, of every decoded image.
         alpha: the student's rate, a scalar.
     """
 
@@ -51,7 +52,8 @@ class SynState(NamedTuple):
     Attributes:
         values: what is learned.
         momentum: optax's state.
-        average: the images' moving average, `[n, H, W, C]`; None where none is kept.
+        average: the moving average of the images as they are stored, `[m, H, W, C]`; None where
+            none is kept.
     """
 
     values: Learnable
@@ -122,6 +124,7 @@ def outer_step(
     threshold: float,
     *,
     decay: float = 0.0,
+    to_parameters: Callable[[jax.Array], jax.Array] = lambda gradient: gradient,
 ) -> tuple[SynState, jax.Array]:
     """Moves the set by its gradients, unless the matching loss is over the gate.
 
@@ -129,11 +132,12 @@ def outer_step(
         optimiser: of `Learnable`.
         state: the set and its momentum.
         loss: the matching loss.
-        gradients: of the loss.
+        gradients: of the loss, with respect to the decoded images, labels and alpha.
         weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
         threshold: the gate; 0 is none. Past it, past `DIVERGED_LOSS`, or where a number of the
             gradients or of what they lead to isn't finite, nothing moves, momentum included.
         decay: of the images' moving average, where the state has one.
+        to_parameters: gradient of the decoded images -> that of what is stored of them.
 
     Returns:
         The new state, and whether the iteration was skipped.
@@ -141,7 +145,7 @@ def outer_step(
     keep = loss <= min(threshold or DIVERGED_LOSS, DIVERGED_LOSS)
     for leaf in gradients:
         keep &= jnp.all(jnp.isfinite(leaf))
-    gradients = gradients._replace(images=gradients.images * weight)
+    gradients = gradients._replace(images=to_parameters(gradients.images * weight))
     updates, momentum = optimiser.update(gradients, state.momentum, state.values)
     values = optax.apply_updates(state.values, updates)
     average = state.average
@@ -161,7 +165,7 @@ def make_iteration(
     Args:
         config: resolved.
         network: the student's.
-        num_images: n.
+        num_images: n, decoded.
         placement: where its work is placed; None leaves it to `place`.
 
     Returns:
@@ -175,15 +179,21 @@ def make_iteration(
     placement = placement or place(config, network, num_images)
     check_batches(placement, network, num_images)
     optimiser = outer_optimiser(options)
-    match = _over_trajectories(Student(config, network, num_images, placement).match, placement)
+    decode = family.parametrisation(options).decode
+    student = Student(config, network, num_images, placement)
+    match = _over_trajectories(student.match, placement)
 
     @jax.jit
     def iteration(state, starts, targets, weight, key):
         keys = jax.random.split(key, len(starts))
-        loss, gradients, labels = match(state.values, starts, targets, keys)
+        ops = student.op_keys(keys[0])
+        images, pull_back = jax.vjp(decode, state.values.images)
+        seen = state.values._replace(images=images)
+        loss, gradients, labels = match(seen, ops, starts, targets, keys)
         state, skipped = outer_step(
-            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average
-        )
+            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average,
+            to_parameters=lambda gradient: pull_back(gradient)[0],
+        )  # fmt: skip
         if family.LABELS[options.labels].of_target:
             labels = jnp.where(skipped, state.values.labels, labels)
             state = state._replace(values=state.values._replace(labels=labels))
@@ -216,7 +226,9 @@ class Student:
     num_images: int
     placement: Placement
 
-    def match(self, values: Learnable, start: jax.Array, target: jax.Array, key: jax.Array):
+    def match(
+        self, values: Learnable, ops: jax.Array, start: jax.Array, target: jax.Array, key: jax.Array
+    ):
         """The matching loss of one trajectory, its gradients, and the labels it was made with."""
         options = self.config.distill
         if family.LABELS[options.labels].of_target:
@@ -229,7 +241,7 @@ class Student:
             values.images,
             values.labels,
             values.alpha,
-            self.batches(key, values.images.dtype),
+            self.batches(key, values.images.dtype, ops),
             select=family.LOSS_MASKS[options.loss_mask](options),
             through_steps=family.THROUGH_STEPS[options.gradient],
             axis=self.placement.axis,
@@ -250,10 +262,18 @@ class Student:
             return microbatch.share_of_mean(mean, weights)
         return mean(weights)
 
-    def augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """DSA of a batch, or of this device's share of one whose draws are the whole batch's."""
+    def augment(self, keys: tuple[jax.Array, jax.Array], images: jax.Array) -> jax.Array:
+        """DSA of a batch, or of this device's share of one whose draws are the whole batch's.
+
+        Args:
+            keys: of the op, and of what it draws for each image.
+            images: `[b, H, W, C]`.
+        """
         options, placement = self.config.augment, self.placement
-        draws = dsa.draw_dsa(key, placement.batch, strategy=options.strategy, dtype=images.dtype)
+        op_key, key = keys
+        draws = dsa.draw_dsa(
+            key, placement.batch, strategy=options.strategy, dtype=images.dtype, op_key=op_key
+        )
         if placement.axis is not None:
             columns = parallel.share_of_columns(
                 draws.uniforms.T, placement.axis, placement.data
@@ -263,10 +283,26 @@ class Student:
             draws, images, strategy=options.strategy, crop_ratio=options.crop_ratio
         )
 
-    def batches(self, key: jax.Array, dtype) -> gradient.StudentBatches:
-        """The student's batches; where they are cut, with each image's weight in the mean."""
-        options, placement = self.config.distill, self.placement
-        drawn = gradient.student_batches(key, self.num_images, options.batch_syn, options.syn_steps)
+    def op_keys(self, key: jax.Array) -> jax.Array:
+        """`[N]` keys of DSA's op in each step, by the key of the first trajectory.
+
+        All trajectories take the same ops: mapped, a `switch` over several would compute all six.
+        """
+        return self._draw(key)[1]
+
+    def batches(
+        self, key: jax.Array, dtype, ops: jax.Array | None = None
+    ) -> gradient.StudentBatches:
+        """The student's batches; where they are cut, with each image's weight in the mean.
+
+        Args:
+            key: of the trajectory.
+            dtype: of the images.
+            ops: as `op_keys` gives them; None is those of `key`.
+        """
+        placement = self.placement
+        drawn, own = self._draw(key)
+        drawn = drawn._replace(keys=(own if ops is None else ops, drawn.keys))
         if not placement.cuts_batches:
             return drawn
         weights = microbatch.weights_of(drawn.mask, drawn.indices.shape[1], dtype)
@@ -278,12 +314,23 @@ class Student:
         )
         return drawn._replace(indices=share(drawn.indices), mask=share(weights))
 
+    def _draw(self, key: jax.Array) -> tuple[gradient.StudentBatches, jax.Array]:
+        """Batches with the keys of what each image draws, and the keys of the ops."""
+        options = self.config.distill
+        drawn = gradient.student_batches(key, self.num_images, options.batch_syn, options.syn_steps)
+        pairs = jax.vmap(jax.random.split)(drawn.keys)
+        return drawn._replace(keys=pairs[:, 1]), pairs[:, 0]
+
 
 def _over_trajectories(match: Callable, placement: Placement) -> Callable:
-    """`(values, starts, targets, keys) ->` the mean over trajectories of what `match` gives."""
+    """`(values, ops, starts, targets, keys) ->` the mean over trajectories of `match`'s results."""
 
-    def mean(values, starts, targets, keys):
-        results = lax.map(lambda t: match(values, *t), (starts, targets, keys))
+    def mean(values, ops, starts, targets, keys):
+        together = placement.together or len(starts)
+        results = lax.map(
+            lambda t: match(values, ops, *t), (starts, targets, keys),
+            batch_size=together if together > 1 else None,
+        )  # fmt: skip
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
 
     mesh = placement.mesh()
@@ -293,7 +340,7 @@ def _over_trajectories(match: Callable, placement: Placement) -> Callable:
     return jax.shard_map(
         lambda *arguments: lax.pmean(mean(*arguments), parallel.TRAJECTORY),
         mesh=mesh,
-        in_specs=(P(), along, along, along),
+        in_specs=(P(), P(), along, along, along),
         out_specs=P(),
         check_vma=False,
     )

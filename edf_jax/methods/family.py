@@ -16,6 +16,11 @@ from typing import Any, NamedTuple
 from edf_jax.methods import curriculum
 from edf_jax.methods.cpd import Selection, common_pattern_dropout, deep_layers
 from edf_jax.methods.curriculum import start_epoch_bound
+from edf_jax.methods.parametrisation.frequency import frequency
+from edf_jax.methods.parametrisation.mirror import mirror
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
+from edf_jax.methods.parametrisation.pixels import pixels
+from edf_jax.methods.parametrisation.stored import Parametrisation
 
 # `distill.start_schedule`: (config.distill, iteration) -> the bound that start epochs stay below.
 START_BOUNDS: dict[str, Callable[[Any, int], int]] = {
@@ -60,6 +65,34 @@ LABELS = {
 
 # `distill.gradient`: whether it follows how each step depends on the steps before.
 THROUGH_STEPS = {"exact": True, "tesla": False}
+
+# `distill.parametrisation`: its factor -> how synthetic images are stored.
+PARAMETRISATIONS: dict[str, Callable[[int], Parametrisation]] = {
+    "pixels": pixels,
+    "multi_formation": multi_formation,
+    "frequency": frequency,
+    "mirror": mirror,
+}
+
+
+def parametrisation(options) -> Parametrisation:
+    """How a config stores synthetic images.
+
+    Args:
+        options: `config.distill`.
+    """
+    return PARAMETRISATIONS[options.parametrisation](options.parametrisation_factor)
+
+
+def num_images(options, num_classes: int) -> int:
+    """How many synthetic images a student sees, those decoded from `ipc` stored ones per class.
+
+    Args:
+        options: `config.distill`.
+        num_classes: of the data.
+    """
+    return options.ipc * num_classes * parametrisation(options).images
+
 
 # `experts.schedule`: zero-based epoch -> the share of each class, by difficulty, that it shows.
 EXPERT_SCHEDULES: dict[str, Callable[[int], curriculum.Share]] = {

@@ -14,6 +14,8 @@ from jax import lax
 from edf_jax.models import Network
 from edf_jax.runtime.shapes import Array, Classes, Float, Images, Integer, Logits, Theta
 
+# Whose labels networks are trained on: the set's own, its classes', a teacher's.
+LABEL_REGIMES = ("own", "hard", "teacher")
 # Softmax of these logits is exactly one-hot in float32.
 _HARD_LOGIT = 120.0
 _NOISE_CONFIDENCE = 0.9

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from edf_jax.config.resolve import baseline_rates, default_config, flatten
 from edf_jax.data.describe import describe_dataset
+from edf_jax.methods import family
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan import costs
@@ -151,7 +152,7 @@ def records_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
         raise UserError(f"{workdir} holds no finished run ({error})") from None
     data = describe_dataset(config.data)
     network = network_for(config, data)
-    num_images = config.distill.ipc * data.num_classes
+    num_images = family.num_images(config.distill, data.num_classes)
     work = stage_work(config, network, num_images, data.num_train, data.num_test, [network])
     device = hardware["device"].rpartition(" x ")[2]
     stages = {"experts": "experts", "distillation": "distill", "evaluation": "evaluate"}

@@ -24,7 +24,7 @@ from edf_jax.matching import iteration
 from edf_jax.matching.gradient import REMAT
 from edf_jax.matching.pixel_weight import make_weight
 from edf_jax.matching.placement import Placement, check_batches, place
-from edf_jax.methods import gsam
+from edf_jax.methods import family, gsam
 from edf_jax.models import Network, build_network
 from edf_jax.plan import costs
 from edf_jax.runtime import devices
@@ -63,8 +63,9 @@ def _bytes(tree: Any) -> int:
 def iteration_arguments(config, network: Network, num_images: int) -> tuple:
     """Abstract arguments of `make_iteration`'s function."""
     options, size = config.distill, network.image_shape
+    stored = num_images // family.parametrisation(options).images
     values = iteration.Learnable(
-        _shape(num_images, *size), _shape(num_images, network.num_classes), _shape()
+        _shape(stored, *size), _shape(num_images, network.num_classes), _shape()
     )
     state = jax.eval_shape(lambda values: iteration.initial_state(options, values), values)
     snapshots = _shape(options.trajectories, network.num_params)
@@ -89,8 +90,8 @@ def _matching_step(network: Network, batch: int) -> int:
 def iteration_bytes(config, network: Network, num_images: int, placement: Placement) -> int:
     """Memory of one outer iteration on one device: arguments, results and temporaries.
 
-    Temporaries are the activations of one step under grad of jvp, N parameter vectors, a batch's
-    augmentation and each trajectory's image gradients.
+    Temporaries are each trajectory's image gradients, and of every one that is matched at once the
+    activations of a step under grad of jvp, N parameter vectors and a batch's augmentation.
 
     Args:
         config: resolved.
@@ -103,13 +104,14 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
     trajectories = options.trajectories // placement.trajectory
     arguments = iteration_arguments(config, network, num_images)
     factor = _MATCHING if devices.platform() == "cpu" else _MATCHING_ON_ACCELERATOR
-    on_each = (
+    of_one = (
         (options.syn_steps + _VECTORS) * _bytes(_shape(network.num_params))
         + int(factor * _matching_step(network, at_once))
         + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
-        + trajectories * _bytes(arguments[0].values.images)
         + stored_bytes(config, network, placement.batch, placement.remat)
     )
+    mapped = min(placement.together or trajectories, trajectories)
+    on_each = mapped * of_one + trajectories * _bytes(_shape(num_images, *network.image_shape))
     return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
 
@@ -216,7 +218,8 @@ def maps_program(config, network: Network, num_images: int) -> tuple[Callable, t
 
 def _maps_of(network: Network, num_images: int, method: str) -> tuple[Callable, tuple]:
     cam = types.SimpleNamespace(method=method, beta=1.0, threshold=0.0)
-    config = types.SimpleNamespace(cam=cam)
+    as_pixels = types.SimpleNamespace(parametrisation="pixels", parametrisation_factor=1)
+    config = types.SimpleNamespace(cam=cam, distill=as_pixels)
     theta, batch_stats = jax.eval_shape(network.init, key_shape())
     images, labels = (
         _shape(num_images, *network.image_shape),

@@ -28,6 +28,7 @@ from edf_jax.data.load import find_cache_dir
 from edf_jax.experts.settings import group_size
 from edf_jax.experts.train import needed_epochs
 from edf_jax.matching.placement import place
+from edf_jax.methods import family
 from edf_jax.models.choose import network_for
 from edf_jax.plan import hours, memory
 from edf_jax.plan.hours import evaluations
@@ -46,7 +47,7 @@ class Plan:
         config: resolved.
         data: what `describe_dataset` says.
         network: of experts and students.
-        num_images: n, synthetic.
+        num_images: n, synthetic, as students see them.
         snapshots: of experts, as many as are trained.
         experts_bytes: on disk in the end.
         experts_peak_bytes: on disk while they are trained.
@@ -114,8 +115,8 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
         network_for(config, data, name, width=options.width)
         for name in network_list(options.networks) or [""]
     ]
-    num_images = config.distill.ipc * data.num_classes
-    _check_sizes(config, data, num_images)
+    num_images = family.num_images(config.distill, data.num_classes)
+    _check_sizes(config, data)
     placement = place(config, network, num_images)
     if not options.distilled:
         placement = memory.place_iteration(config, network, num_images)
@@ -162,13 +163,22 @@ def make_plan(config, data, workdir: pathlib.Path | str = ".", *, compile: bool 
     return dataclasses.replace(plan, warnings=tuple(_warnings(plan)))
 
 
-def _check_sizes(config, data, num_images: int) -> None:
+def _check_sizes(config, data) -> None:
     """Refuses what the published or counted sizes make impossible."""
     if data.num_classes < 2:
         raise UserError(f"{data.name} has {data.num_classes} class; distilling needs two or more")
-    if num_images > data.num_train:
+    options = config.distill
+    stored = family.parametrisation(options)
+    side = min(data.image_shape[:2])
+    if stored.images > side**2:
         raise UserError(
-            f"distill.ipc={config.distill.ipc} in {data.num_classes} classes is more than the "
+            f"distill.parametrisation_factor={options.parametrisation_factor} makes "
+            f"{stored.images} images of one of {side} pixels a side: lower it"
+        )
+    if options.ipc * stored.real * data.num_classes > data.num_train:
+        each = f" times {stored.real} real images in each" if stored.real > 1 else ""
+        raise UserError(
+            f"distill.ipc={options.ipc}{each} in {data.num_classes} classes is more than the "
             f"{data.num_train} training images of {data.name}: lower it"
         )
     weights = config.cam.weights
@@ -372,10 +382,13 @@ def _distillation_lines(plan: Plan) -> list[str]:
 
     options, cam = plan.config.distill, plan.config.cam
     batch = min(options.batch_syn, plan.num_images)
-    height, width, channels = plan.network.image_shape
-    floats = plan.num_images * (height * width * channels + plan.network.num_classes)
+    stored = family.parametrisation(options)
+    count = plan.num_images // stored.images
+    floats = count * math.prod(plan.network.image_shape)
+    floats += plan.num_images * plan.network.num_classes
+    decoded = f", {stored.name}: {plan.num_images:,} for students" if stored.images > 1 else ""
     lines = [
-        f"{plan.num_images:,} synthetic images ({_size(4 * floats)})",
+        f"{count:,} synthetic images ({_size(4 * floats)}){decoded}",
         f"{options.iterations:,} iterations of {options.syn_steps} student steps in batches of "
         f"{batch}, {evaluations(options)} evaluations by "
         f"{_networks(plan.config.evaluate.during_num)}",

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edf_jax.distilled_set import BYTES, StoredBytes
+from edf_jax.methods.soft_labels import LABEL_REGIMES
 from edf_jax.report import charts
 from edf_jax.runs.files import RunFiles, selected
 from edf_jax.runs.grid import Grid, GridRun
@@ -72,6 +74,10 @@ class Row:
         device_memory: the most that an accelerator held, in MiB.
         experts: the name of the run that trained them, and its seconds.
         initial: of the images that each run started from; None where it wasn't measured.
+        stored: what the set takes; None where its result doesn't tell.
+        labels: whose labels all of these are with (`evaluate.labels`).
+        by_labels: as `last`, of each label regime that was measured beside.
+        length: epochs that each network was trained, and steps of each; None where unknown.
     """
 
     label: str
@@ -83,12 +89,17 @@ class Row:
     device_memory: float | None
     experts: tuple[str, float] | None
     initial: Figure | None = None
+    stored: StoredBytes | None = None
+    labels: str = "own"
+    by_labels: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    length: tuple[int, int] | None = None
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON and CSV hold it."""
         interval = self.last.interval or (None, None)
         figures: dict[str, Any] = {
             "method": self.label,
+            "labels": self.labels,
             "mean": round(self.last.mean, 3),
             "std": round(self.last.std, 3),
             "interval_low": None if interval[0] is None else round(interval[0], 3),
@@ -97,16 +108,21 @@ class Row:
             "networks": sum(len(values) for values in self.last.by_seed),
         }
         others = {"best_on_test": self.best, "average": self.average, "initial": self.initial}
+        others |= {f"{name}_labels": self.by_labels.get(name) for name in LABEL_REGIMES}
         for name, figure in others.items():
             figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
             figures[f"{name}_std"] = None if figure is None else round(figure.std, 3)
         return {
             **figures,
+            "epochs": self.length and self.length[0],
+            "steps": self.length and self.length[1],
             "seconds": round(self.seconds, 1),
             "memory_mb": self.memory,
             "device_memory_mb": self.device_memory,
             "experts": self.experts and self.experts[0],
             "experts_seconds": self.experts and round(self.experts[1], 1),
+            "image_bytes": self.stored and self.stored.images,
+            "label_bytes": self.stored and self.stored.labels,
         }
 
     def cells(self) -> dict[str, str]:
@@ -116,8 +132,15 @@ class Row:
             "initial images, %": "" if self.initial is None else self.initial.text,
             "test accuracy, %": self.last.text,
             "95% interval": interval_text(self.last.interval),
+            **{
+                f"{name} labels, %": self.by_labels[name].text if name in self.by_labels else ""
+                for name in LABEL_REGIMES
+            },
             "best on test, %": "" if self.best is None else self.best.text,
             "moving average, %": "" if self.average is None else self.average.text,
+            BYTES: "" if self.stored is None else self.stored.text,
+            "labels": self.labels,
+            "epochs x steps": "" if self.length is None else "{} x {}".format(*self.length),
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
             "device memory, MiB": "" if self.device_memory is None else f"{self.device_memory:.0f}",
@@ -155,7 +178,30 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         max(device, default=None),
         experts,
         _figure(results, "initial"),
+        stored=StoredBytes.of_figures(results[0], kind),
+        labels=results[0].get("labels", "own"),
+        by_labels=_by_labels(results, kind),
+        length=(results[0][f"{kind}_epochs"], results[0][f"{kind}_steps"])
+        if f"{kind}_epochs" in results[0]
+        else None,
     )
+
+
+def _by_labels(results: Sequence[dict[str, Any]], kind: str) -> dict[str, Figure]:
+    """The figures of label regimes beside the first, of the first network."""
+    found = {}
+    for labels in LABEL_REGIMES:
+        if labels != results[0].get("labels"):
+            values = tuple(
+                tuple(row["accuracies"])
+                for result in results
+                for row in result.get("rows", ())
+                if (row["kind"], row["network"]) == (kind, result.get("network"))
+                and row.get("labels") == labels
+            )
+            if len(values) == len(results):
+                found[labels] = Figure(values)
+    return found
 
 
 def own_seconds(result: Mapping[str, Any]) -> float:

@@ -54,6 +54,7 @@ def render(run: RunFiles, light: Mapping[str, bytes] | None = None, *, refresh: 
         **sections.header(run),
         **sections.results(run),
         gallery=sections.gallery(run),
+        stored=sections.stored_images(run),
         maps=sections.activation_maps(run),
         history=sections.history(run),
         charts=[(name.replace("_", " "), uri(light[name]), uri(dark[name])) for name in light],

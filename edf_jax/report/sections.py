@@ -8,6 +8,7 @@ import numpy as np
 
 from edf_jax import distilled_set
 from edf_jax.config.resolve import flatten
+from edf_jax.distilled_set import BYTES
 from edf_jax.report import tables
 from edf_jax.runs import pictures, tuned
 from edf_jax.runs.files import RunFiles, selected
@@ -18,6 +19,7 @@ from edf_jax.runtime.progress import duration
 _GALLERY_IMAGES = 300
 _GALLERY_CLASSES = 100
 _MAP_IMAGES = 20
+_STORED_IMAGES = 20
 _HISTORY_FRAMES = 16
 _HISTORY_IMAGES = 20
 # Iterations that the time left is reckoned from.
@@ -60,6 +62,10 @@ def _facts(run: RunFiles) -> dict[str, str]:
     if last is not None:
         height, width, channels = last.images.shape[1:]
         facts["Distilled images"] = f"{len(last.images)} of {width}×{height}×{channels}"
+        stored = last.parametrisation
+        if stored.images > 1:
+            facts["Stored as"] = f"{len(last.parameters)} ({stored.name}, factor {stored.factor})"
+        facts[BYTES.capitalize()] = f"{last.stored_bytes.text} (float32)"
         facts["Student's rate alpha"] = f"{last.alpha:.4g}"
     if rows:
         skipped = sum(bool(row.get("skipped")) for row in rows)
@@ -140,6 +146,27 @@ def gallery(run: RunFiles) -> dict[str, Any] | None:
         "classes": [
             (last.class_names[int(run.classes[indices[0]])], [tile(i) for i in indices])
             for indices in chosen
+        ],
+    }
+
+
+def stored_images(run: RunFiles) -> dict[str, Any] | None:
+    """What is stored of some distilled images, where that is a picture but isn't the images."""
+    last = run.last
+    if last is None or not last.parametrisation.is_picture:
+        return None
+    if last.normalisation.zca is not None:
+        return None  # which whitens whole images, not tiles of them
+    began_as = run.classes[:: last.parametrisation.images]
+    chosen = pictures.choose(began_as, len(last.class_names), per_class=1, classes=_STORED_IMAGES)
+    shown = np.concatenate(chosen)
+    pixels = np.asarray(last.normalisation.invert(last.parameters[shown]))
+    return {
+        "name": last.parametrisation.name.replace("_", "-"),
+        "each": last.parametrisation.images,
+        "figures": [
+            (last.class_names[int(began_as[i])], pictures.data_uri(image))
+            for i, image in zip(shown, pixels)
         ],
     }
 

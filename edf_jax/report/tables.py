@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edf_jax.config.resolve import flatten
+from edf_jax.data.coresets import BASELINES
+from edf_jax.distilled_set import BYTES, StoredBytes
 from edf_jax.runs.files import open_run, selected
 from edf_jax.runs.statistics import interval95, interval_text, mean_text
 from edf_jax.runtime import tables
@@ -29,7 +31,12 @@ _TITLES = {
     "random": "Random real images",
     "herding": "Herded real images",
     "k_centre": "k-centre real images",
+    "el2n": "Hardest real images, EL2N",
+    "grand": "Hardest real images, GraNd",
+    "ccs": "Covering real images, CCS",
+    "rded": "RDED's patches",
     "real_soft": "Random real images, soft labels",
+    "downsampled": "Shrunk real images",
     "initial": "Initial images",
     "distilled": "Distilled, last",
     "average": "Distilled, moving average",
@@ -56,7 +63,7 @@ class Accuracy:
       note: how, in a few words.
       mean, std: test accuracy over networks (ddof 0); std None where unknown.
       count: how many networks, None where unknown.
-      network: the architecture, "" where unknown.
+      network: the architecture, with the labels where they aren't the result's; "" where unknown.
     """
 
     kind: str
@@ -88,7 +95,7 @@ class Accuracy:
 def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
     """The lines that a run's result has, worst reference first, `last` before `best`.
 
-    Those of the first network, then those of each other, whose titles name it.
+    Those of the first network and labels, then those of each other, whose titles name them.
     """
     lines = [
         Accuracy(
@@ -103,7 +110,7 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
         for kind, title in _TITLES.items()
         if result.get(f"{kind}_mean") is not None
     ]
-    rows = {(row["network"], row["kind"]): row for row in result.get("rows", ())}
+    rows = {(_where(row, result), row["kind"]): row for row in result.get("rows", ())}
     others = dict.fromkeys(network for network, _ in rows if network != result.get("network"))
     return lines + [
         Accuracy(
@@ -121,6 +128,12 @@ def accuracies(result: Mapping[str, Any]) -> list[Accuracy]:
     ]
 
 
+def _where(row: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """A row's network, and its labels where they aren't those that the result is named after."""
+    labels = row.get("labels", result.get("labels"))
+    return row["network"] + ("" if labels == result.get("labels") else f", {labels} labels")
+
+
 def _note(kind: str, result: Mapping[str, Any]) -> str:
     note = _own_note(kind, result)
     last = result.get(f"{kind}_last_epoch_mean")
@@ -130,11 +143,12 @@ def _note(kind: str, result: Mapping[str, Any]) -> str:
 def _own_note(kind: str, result: Mapping[str, Any]) -> str:
     step = result.get(f"{kind}_step")
     if kind == "random":
+        many = "in as many bytes" if _decodes(result) else "as many"
         if result.get("protocol", "plain") != "plain":
-            return "as many"
+            return many
         rate = result.get("random_rate")
-        return "as many, their own labels" + (f", the best rate ({rate:g})" if rate else "")
-    if kind in ("herding", "k_centre", "real_soft"):
+        return f"{many}, their own labels" + (f", the best rate ({rate:g})" if rate else "")
+    if kind != "random" and kind in BASELINES:
         return result.get(f"{kind}_note", "")
     if kind == "initial":
         return "what distillation started from, untouched, with their first labels"
@@ -148,6 +162,14 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
         chosen = "test" if kind == "best_on_test" else "held-out training"
         return f"chosen on {chosen} data" + ("" if step is None else f", iteration {step}")
     return result.get("full_how", "what distillation aims at")
+
+
+def _decodes(result: Mapping[str, Any]) -> bool:
+    """Whether the set's stored images are decoded into more: it has more labels for its bytes."""
+    ours, real = (StoredBytes.of_figures(result, kind) for kind in ("distilled", "random"))
+    if ours is None or real is None:
+        return False
+    return ours.labels * real.images > real.labels * ours.images
 
 
 def headline(result: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -229,12 +251,19 @@ def result_table(result: Mapping[str, Any]) -> str:
 def protocol_lines(result: Mapping[str, Any]) -> list[str]:
     """What else a result says: its protocol and teacher, the soft labels' size, the scores."""
     lines = []
+    told = []
     if result.get("protocol", "plain") != "plain":
-        teacher = result.get("teacher", {})
-        accuracy = f", {teacher['accuracy']:.1f}% on test images" if teacher else ""
-        lines.append(f"protocol {result['protocol']}; teacher: {teacher.get('name')}{accuracy}")
-        chosen = result.get("distilled_chosen")
-        lines += [f"an accuracy is {chosen}"] if chosen else []
+        told.append(f"protocol {result['protocol']}")
+    if {row.get("labels") for row in result.get("rows", ())} - {None, "own"}:
+        told.append(f"{result['labels']} labels")
+    if teacher := result.get("teacher"):
+        told.append(f"teacher: {teacher['name']}, {teacher['accuracy']:.1f}% on test images")
+    lines += ["; ".join(told)] if told else []
+    chosen = result.get("distilled_chosen")
+    lines += [f"an accuracy is {chosen}"] if chosen else []
+    stored = StoredBytes.of_figures(result, selected(result))
+    if stored is not None:
+        lines.append(f"the set in {BYTES}: {stored.text} (float32)")
     if result.get("distilled_soft_label_bytes"):
         labels, images = (
             result[f"distilled_{kind}_bytes"] / 2**20 for kind in ("soft_label", "image")
@@ -266,6 +295,7 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
         result = run.result
         lines = accuracies(result)
         scores = {row["network"]: row for row in result.get("scores", ())}
+        stored = StoredBytes.of_figures(result, selected(result))
         for network in dict.fromkeys(line.network for line in lines) or [""]:
             found = {line.kind: line.text for line in lines if line.network == network}
             values = {name: scores.get(network, {}).get(name) for name in _SCORES}
@@ -276,6 +306,7 @@ def run_table(workdirs: Sequence[str | Path]) -> list[dict[str, str]]:
                     "network": network,
                     **{title.lower(): found.get(kind, "") for kind, title in _TITLES.items()},
                     **{k.upper(): "" if v is None else f"{v:.1f}" for k, v in values.items()},
+                    BYTES: "" if stored is None else stored.text,
                     "networks": _text(result.get("num_eval")),
                     "time": duration(result["seconds"]) if "seconds" in result else "not finished",
                 }

@@ -123,7 +123,7 @@ class RunFiles:
         """What `save_activation_maps` saved, unless it is of another set than the last."""
         if self.last is None:
             return None
-        return _read_activation_maps(self.workdir, self.last.images)
+        return _read_activation_maps(self.workdir, self.last.parameters)
 
 
 def open_run(workdir: str | Path) -> RunFiles:
@@ -141,18 +141,18 @@ def open_run(workdir: str | Path) -> RunFiles:
     return RunFiles(folder)
 
 
-def activation_maps_are_there(workdir: str | Path, images: np.ndarray) -> bool:
-    """Whether the activation maps of these very images are kept, and intact."""
-    return _read_activation_maps(Path(workdir), images) is not None
+def activation_maps_are_there(workdir: str | Path, parameters: np.ndarray) -> bool:
+    """Whether the activation maps of the images stored as these parameters are kept, and intact."""
+    return _read_activation_maps(Path(workdir), parameters) is not None
 
 
-def _read_activation_maps(workdir: Path, images: np.ndarray) -> ActivationMaps | None:
+def _read_activation_maps(workdir: Path, parameters: np.ndarray) -> ActivationMaps | None:
     path = workdir / _MAPS_FILE
     if not path.exists():
         return None
     try:
         tensors, metadata = storage.load_tensors(path, _MAPS_FORMAT)
-        own = storage.digest(np.asarray(images, np.float32))
+        own = storage.digest(np.asarray(parameters, np.float32))
         storage.check_place(path, metadata, {"images": own})
     except UserError as error:
         _log.warning("%s: left out", error)
@@ -161,14 +161,14 @@ def _read_activation_maps(workdir: Path, images: np.ndarray) -> ActivationMaps |
 
 
 def save_activation_maps(
-    workdir: str | Path, images: np.ndarray, maps, weights, *, network: str
+    workdir: str | Path, parameters: np.ndarray, maps, weights, *, network: str
 ) -> Path:
     """Keeps a set's activation maps for figures and the report.
 
     Args:
       workdir: the run's folder.
-      images: `[n, H, W, C]`, the set's.
-      maps: `[n, H, W]` in [0, 1], in the order of the images.
+      parameters: `[m, H, W, C]`, the set's, which say what the maps are of.
+      maps: `[n, H, W]` in [0, 1], in the order of the decoded images.
       weights: `[n, H, W]` or `[n, H, W, 1]`, the DAE weight of each pixel.
       network: what made the maps, in a few words.
 
@@ -179,7 +179,7 @@ def save_activation_maps(
     tensors = {"maps": maps, "weights": np.asarray(weights, np.float32).reshape(maps.shape)}
     path = Path(workdir) / _MAPS_FILE
     about = {"format": _MAPS_FORMAT, "network": network}
-    about["images"] = storage.digest(np.asarray(images, np.float32))
+    about["images"] = storage.digest(np.asarray(parameters, np.float32))
     storage.save_tensors(path, tensors, about)
     return path
 

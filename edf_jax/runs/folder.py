@@ -37,7 +37,7 @@ _OWN = (
 # The same of the folder of a comparison or a table of protocols.
 OF_A_GRID = (
     "cells/*/.lock", "cells/*/config.json", "cells/*/seed_*",
-    "comparison.json", "protocols.json", "evaluation.json",
+    "comparison.json", "protocols.json", "evaluation.json", "teacher/digests.json",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

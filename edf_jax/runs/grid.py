@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edf_jax.config.resolve import METHODS, SCHEMA, flatten, resolve, unknown_key
-from edf_jax.data.coresets import BASELINES
+from edf_jax.data.coresets import BASELINES, WITHOUT_EXPERTS
 from edf_jax.methods import gradcam
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
@@ -164,7 +164,7 @@ def make_grid(
                 folder = workdir / "cells" / _folder_of(label, folders) / f"seed_{seed}"
                 kind = "baseline" if baseline else "method"
                 runs[identity] = GridRun(f"{label}, seed {seed}", folder, resolved, kind, baseline)
-                if baseline != "random":
+                if baseline not in WITHOUT_EXPERTS:
                     grid.experts[identity] = _trainer(trainers, resolved, workdir)
             grid.rows[label].append(identity)
     # Experts first, so that no method's time or memory is theirs.

@@ -297,8 +297,10 @@ def save_tensors(
         temporary.chmod(rights)
 
 
-def load_tensors(path: pathlib.Path, format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata that `save_tensors` wrote.
+def load_tensors(
+    path: pathlib.Path, *formats: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata that `save_tensors` wrote, in one of some formats.
 
     Raises:
         DamagedFile: it is missing, or isn't what was written.
@@ -312,8 +314,8 @@ def load_tensors(path: pathlib.Path, format: str) -> tuple[dict[str, np.ndarray]
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # A damaged header makes it raise many kinds.
         raise DamagedFile(f"{path} can't be read: {cause(error)}") from error
-    if metadata.get("format") != format:
-        raise UserError(f"{path} is a .safetensors file, but no {format}")
+    if metadata.get("format") not in formats:
+        raise UserError(f"{path} is a .safetensors file, but no {formats[0]}")
     check_tensors(path, tensors, metadata)
     return tensors, metadata
 

@@ -27,8 +27,8 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 # stored images [b, H, W, C] -> normalised inputs
 Prepare = Callable[[jax.Array], jax.Array]
-# augmented inputs [b, H, W, C] -> their targets [b, ...]
-Teach = Callable[[jax.Array], jax.Array]
+# (the key of `augment`, augmented inputs [b, H, W, C], stored targets) -> targets [b, ...]
+Teach = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # (all images, all targets, epoch) -> images [n, H, W, C] and targets [n, ...] in the order shown
 View = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -67,7 +67,7 @@ class Recipe:
         prepare: from images as stored (uint8, say) to the network's inputs.
         batch: the batches' size; the last of an epoch may be smaller.
         gsam: None for plain gradients.
-        teach: makes the targets of augmented inputs, in place of the stored ones.
+        teach: makes the targets of augmented inputs, by their images or the stored targets.
         observe: of a batch, by the key of `augment`: inputs of a first pass, which only moves
             batch-norm statistics. None for no such pass.
         mixes: whether `augment` mixes the images of a batch, so that none may be padding.
@@ -160,7 +160,7 @@ def train_step(
     prepared = recipe.prepare(images)
     inputs = recipe.augment(augment_key, prepared)
     if recipe.teach is not None:
-        targets = recipe.teach(inputs)
+        targets = recipe.teach(augment_key, inputs, targets)
     batch_stats = state.batch_stats
     if recipe.observe is not None and recipe.network.has_batch_stats:
         seen = recipe.observe(augment_key, prepared)

@@ -20,6 +20,7 @@ import numpy as np
 from edf_jax.config.resolve import autos, flatten, reckoned, resolve
 from edf_jax.data.describe import describe_dataset
 from edf_jax.data.subsets import chosen_subset
+from edf_jax.methods import family
 from edf_jax.models import Network
 from edf_jax.models.choose import network_for
 from edf_jax.plan.hours import forward_flops, rate
@@ -180,7 +181,7 @@ def _size(config, data) -> Sizes:
     config = reckoned(config)
     forward = forward_flops(network_for(config, data))
     gradients = 6 if config.experts.optimizer == "gsam" else 3
-    options, images = config.distill, config.distill.ipc * data.num_classes
+    options, images = config.distill, family.num_images(config.distill, data.num_classes)
     seen = min(options.batch_syn, images) * options.syn_steps * options.trajectories
     return Sizes(
         config.data.resolution,

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 # What is given up of the best for the sake of a smaller number: less noise, less work.
 _OF_FASTEST = 0.5
-_LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE = 0.05, 0.85, 0.9
-_EARLY_SHARE, _FOLLOWED_SHARE = 0.5, 0.25
-# A student that gets no nearer to a target than this leaves no gradient worth following.
-LEAST_GAIN = 0.03
+_LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE = 0.05, 0.8, 0.9
+_EARLY_SHARE, _FOLLOWED_SHARE = 0.3, 0.25
+# So many times as far into a trajectory as the first images do, distilled ones are followed.
+_REACH = 3
 _STILL_FALLS = 0.02
 # The search for alpha ends at a factor this near to one.
 _CLOSE, _WIDEST = 1.15, 8.0
@@ -113,7 +114,7 @@ def choose_steps_and_targets(
 
 
 def well_followed(gain: np.ndarray) -> np.ndarray:
-    """Which starts students come at least half as far from as from the best of them, bool."""
+    """Which starts students come at least 0.3 times as far from as from the best of them, bool."""
     return gain >= _EARLY_SHARE * gain.max()
 
 
@@ -121,25 +122,21 @@ def choose_start_epochs(gain: np.ndarray, starts: Sequence[int]) -> tuple[int, i
     """The earliest start epoch, and the latest at the first iteration and at the last.
 
     Later stretches of a trajectory are harder to follow, and now and then the first. A distillation
-    begins where students come at least half as far as they do anywhere, and ends where they still
-    come nearer at all: the images are better by then.
+    begins where students come at least 0.3 times as far as they do anywhere. Images that have
+    learned those stretches are followed on later ones too, about three times as far.
 
     Args:
         gain: `[starts]`, before distillation.
         starts: rising.
     """
     first = int(np.argmax(gain >= _FOLLOWED_SHARE * gain.max()))
-
-    def last_over(bar: float) -> int:
-        for i in range(first + 1, len(starts)):
-            if gain[i] < bar:
-                # Between two probes by a straight line.
-                share = (gain[i - 1] - bar) / (gain[i - 1] - gain[i])
-                return starts[i - 1] + int((starts[i] - starts[i - 1]) * share)
-        return starts[-1]
-
-    late = last_over(min(LEAST_GAIN, gain[first]))
-    return starts[first], min(last_over(_EARLY_SHARE * gain.max()), late), late
+    best = first + int(np.argmax(gain[first:]))
+    falling = isotonic_regression(gain[best:], increasing=False).x
+    bar = _EARLY_SHARE * gain.max()
+    # Between two probes by a straight line.
+    early = float(np.interp(-bar, -falling, starts[best:]))
+    late = starts[first] + _REACH * (early - starts[first])
+    return starts[first], int(early), min(int(late), starts[-1])
 
 
 def search_alpha(

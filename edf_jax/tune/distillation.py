@@ -22,7 +22,9 @@ from edf_jax.tune import budget, choices
 from edf_jax.tune.measure import Gradients, student_probe
 from edf_jax.tune.tuning import Tuning
 
-_STEPS, _TARGETS, _STARTS = (10, 20, 40), (1, 2, 3), (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3)
+_STEPS, _TARGETS = (20, 40), (1, 2, 3)
+# Of the experts' epochs; close at the start, where students follow.
+_STARTS = (0, 1 / 18, 1 / 9, 1 / 6, 2 / 9, 1 / 3, 1 / 2, 2 / 3)
 # The share of alpha that an iteration moves it by where the matching loss asks for twice it.
 _ALPHA_STEP = 0.02
 # Iterations of a race, of them the last that are judged, what its rates differ by, and the
@@ -160,12 +162,12 @@ def _choose_starts(
     low = tuning.config.distill.min_start_epoch
     tuning.choose(
         "distill.max_start_epoch", max(low, late) + 1,
-        "students come nearer to their targets until then", by_start, _AT_BEST,
+        "three times as far as the first images are followed", by_start, _AT_BEST,
     )  # fmt: skip
     last = tuning.config.distill.max_start_epoch
     tuning.choose(
         "distill.current_max_start_epoch", min(max(low, early) + 1, last),
-        "students come half as far as from the best", by_start, _AT_BEST,
+        "students come 0.3 times as far as from the best", by_start, _AT_BEST,
     )  # fmt: skip
 
 
@@ -201,7 +203,7 @@ def _choose_iterations(tuning: Tuning, each: float, initial: DistilledSet, spent
     if not tuning.lacks("distill.iterations"):
         return
     options = tuning.config.distill
-    images = len(initial.images)
+    images = len(initial.labels)
     # In forward passes of an image, as in `plan.hours`.
     iteration = 9 * options.syn_steps * min(options.batch_syn, images) * options.trajectories
     evaluation = 3 * images * budget.trainings(tuning.config)
@@ -231,7 +233,7 @@ def _choose_image_rate(
         return
     options = tuning.config.distill
     guess = choices.rate_of_images(
-        gradient, options.momentum_img, options.iterations, float(np.std(initial.images))
+        gradient, options.momentum_img, options.iterations, float(np.std(initial.parameters))
     )
     others = {"lr_y": options.lr_y, "lr_lr": options.lr_lr}
     tried: dict[float, float] = {}

@@ -143,7 +143,7 @@ def student_probe(
     images, labels = jnp.asarray(initial.images), jnp.asarray(initial.labels)
     key = randomness.stream(config.seed, "tried students")
 
-    count = len(initial.images)
+    count = len(initial.labels)
     longest = resolve(config, **{"distill.syn_steps": max(steps)})
     student = Student(longest, network, count, Placement(min(options.batch_syn, count)))
 
@@ -213,10 +213,12 @@ class Gradients:
             "distill.trajectories": 1, "parallel.trajectory": 1,
         }  # fmt: skip
         self._config, alone = config, resolve(config, **values)
-        self._iterate = make_iteration(alone, network, len(initial.images))
+        self._iterate = make_iteration(alone, network, len(initial.labels))
         self._rest = functools.partial(initial_state, alone.distill)
         self._first = Learnable(
-            jnp.asarray(initial.images), jnp.asarray(initial.labels), jnp.float32(initial.alpha)
+            jnp.asarray(initial.parameters),
+            jnp.asarray(initial.labels),
+            jnp.float32(initial.alpha),
         )
         self._pairs = [store.pair(*choice, config.distill.expert_epochs) for choice in choices]
         self._key = randomness.stream(config.seed, "tried rates")
@@ -229,7 +231,7 @@ class Gradients:
             self._rest(values),
             jnp.asarray(pair.start[None]),
             jnp.asarray(pair.target[None]),
-            jnp.ones((*values.images.shape[:3], 1)),
+            jnp.ones((len(values.labels), *values.images.shape[1:3], 1)),
             jax.random.fold_in(self._key, index),
         )
         gradients = jax.tree.map(jnp.subtract, values, state.values)

@@ -53,7 +53,7 @@ def add(
         best={},
     )
     others = (each.stat().st_size for each in folder.glob("*.safetensors") if each != path)
-    if portable.images.nbytes + portable.labels.nbytes + sum(others) > MOST_BYTES:
+    if sum(portable.stored_bytes) + sum(others) > MOST_BYTES:
         raise UserError(f"with {name} the zoo is larger than {MOST_BYTES // 10**6} MB")
     portable.save(path)
     about = _about(portable, result, licence, path.stat().st_size)

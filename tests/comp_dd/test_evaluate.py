@@ -10,7 +10,11 @@ import pytest
 
 from edf_jax.comp_dd import evaluate, find_comp_dd
 from edf_jax.data.normalisation import IMAGENET
+from edf_jax.data.subsets import find_subset
 from edf_jax.distilled_set import DistilledSet
+from edf_jax.evaluate import __main__ as evaluation
+from edf_jax.evaluate import foreign
+from edf_jax.evaluate.foreign import with_model
 from edf_jax.methods.soft_labels import hard_labels
 from tests.data_layouts import marked, write_folder
 
@@ -79,6 +83,61 @@ def test_the_official_triple_is_scored_with_the_network_that_is_named(data, tmp_
     assert line["rate"] == pytest.approx(0.03) and line["rate_from"] == "learned"
 
 
+def _three_files(folder):
+    """A set as the official code's files, under names of one's own; their flags."""
+    torch = pytest.importorskip("torch")
+    distilled = _distilled()
+    images = np.ascontiguousarray(distilled.images.transpose(0, 3, 1, 2))
+    held = {"data": torch.from_numpy(images), "label": torch.from_numpy(distilled.labels)}
+    held["lr"] = torch.tensor(0.03)
+    for number, (name, tensor) in enumerate(held.items()):
+        (folder / str(number)).mkdir()
+        torch.save(tensor, folder / str(number) / f"my_{name}.pt")
+    return {f"{name}_dir": folder / str(i) / f"my_{name}.pt" for i, name in enumerate(held)}
+
+
+def test_the_official_command_line_of_comp_dd(data, tmp_path, capsys, monkeypatch):
+    """As EDF's README has it, with the script's name changed."""
+    made = []
+    measure = foreign.evaluate_run
+    monkeypatch.setattr(
+        foreign, "evaluate_run", lambda config, *rest: made.append(config) or measure(config, *rest)
+    )
+    files = _three_files(tmp_path)
+    line = f"--data_path {data} --category bird --subset easy --model MLP --lr_net 1e-2 --dsa False"
+    flags = [*line.split(), *(f"--{name}={path}" for name, path in files.items())]
+    small = ["--im_size=8", "--num=1", "--epochs=2", "--batch=8", f"--cache_dir={tmp_path / 'c'}"]
+    assert evaluate.main([*flags, *small]) == 0
+    output = capsys.readouterr()
+    assert "--lr_net=1e-2 isn't used" in output.err
+    told = json.loads(output.out.splitlines()[-1].removeprefix("RESULT "))
+    assert told["network"] == "MLP"
+    assert told["rate"] == pytest.approx(0.03) and told["rate_from"] == "learned"
+    assert made[0].evaluate.augment == "none" and made[0].augment.strategy != "none"
+
+
+def test_the_official_evaluation_command(tmp_path, capsys):
+    """`python evaluation.py --lr_dir=... --data_dir=... --label_dir=...` as `edf_jax.evaluate`."""
+    write_folder(tmp_path, find_subset("imagenette").wnids, train=1, test=2)
+    flags = [f"--{name}={path}" for name, path in _three_files(tmp_path).items()]
+    of = [f"--data_path={tmp_path}", "--dataset=ImageNet", "--res=8", f"--cache_dir={tmp_path}/c"]
+    small = ["--num=2", "--epoch_eval_train=2", "--batch_train=8", "--model=MLP"]
+    assert evaluation.main([*flags, *of, *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = json.loads(lines[-1].removeprefix("RESULT "))
+    assert (told["network"], told["num_eval"], told["labels"]) == ("MLP", 2, "own")
+    assert told["rate"] == pytest.approx(0.03) and lines[-2].startswith("test accuracy of MLP, %:")
+    for wrong, said in (
+        ([*flags[1:], *of], "give the set once: --data_dir, --label_dir and --lr_dir"),
+        ([*flags, *of, f"--data_dir={tmp_path}/none.pt"], "there is no file"),
+        ([*flags, *of, "--res=16"], "set --res to fit"),
+        ([*flags, *of, "--subset=nothing"], "nothing"),
+        ([*flags, *of, "--lr=1"], "unrecognized arguments: --lr=1"),
+    ):
+        assert evaluation.main(wrong) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def _config(model, own):
     options = argparse.Namespace(
         data_path="x",
@@ -90,12 +149,15 @@ def _config(model, own):
         epochs=1000,
         batch=128,
         protocol="plain",
+        labels="auto",
         baselines="",
         seed=0,
         cache_dir="",
+        dsa="True",
+        **dict.fromkeys(("data_dir", "label_dir", "lr_dir", "lr_net"), ""),
     )
     info = argparse.Namespace(num_classes=10, image_shape=(128, 128, 3))
-    return evaluate._with_model(evaluate.make_config(options), own, model, info)
+    return with_model(evaluate.make_config(options), own, model, info)
 
 
 def test_the_network_of_the_set_by_another_name_is_still_its_own():

@@ -1,7 +1,7 @@
 """Every published setting, field by field, in the config that claims it.
 
-`fixtures/published` has the settings under the names of the official codes; this file says what
-each name is here.
+`fixtures/published` has the settings under the names of the official codes; `config.official` says
+what each name is here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edf_jax import main
+from edf_jax.config import official
 from edf_jax.config.files import load
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import METHODS, flatten, resolve
@@ -35,72 +36,14 @@ EDF = {k: v for k, v in _rows("hyperparameters").items() if not k.startswith("_"
 FAMILY = {k: v for k, v in _rows("family").items() if not k.startswith("_")}
 COMMANDS = {k: v for k, v in _rows("commands").items() if not k.startswith("_")}
 
-SAME = {
-    "Iteration": "distill.iterations",
-    "Momentum_y": "distill.momentum_y",
-    "act_threshold": "cam.threshold",
-    "batch_syn": "distill.batch_syn",
-    "batch_train": "evaluate.batch",
-    "beta": "cam.beta",
-    "current_max_start_epoch": "distill.current_max_start_epoch",
-    "depth_ratio": "distill.depth_ratio",
-    "eval_it": "distill.eval_every",
-    "expansion_end_epoch": "distill.expansion_end",
-    "expert_epochs": "distill.expert_epochs",
-    "interval": "cam.every",
-    "ipc": "distill.ipc",
-    "loss_threshold": "distill.drop",
-    "lr_img": "distill.lr_img",
-    "lr_lr": "distill.lr_lr",
-    "lr_teacher": "distill.lr_teacher",
-    "lr_y": "distill.lr_y",
-    "max_start_epoch": "distill.max_start_epoch",
-    "min_start_epoch": "distill.min_start_epoch",
-    "num_eval": "evaluate.during_num",
-    "res": "data.resolution",
-    "syn_steps": "distill.syn_steps",
-    "threshold": "distill.threshold",
-    "train_epochs": "experts.epochs",
-    "zca": "data.zca",
-}
-OTHERWISE: dict[str, dict[Any, dict[str, Any]]] = {
-    "Sequential_Generation": {
-        True: {"distill.start_schedule": "sequential"},
-        False: {"distill.start_schedule": "fixed"},
-    },
-    "pix_init": {
-        "samples_predicted_correctly": {"distill.init": "predicted_correctly"},
-        "real": {"distill.init": "real"},
-    },
-    # An ImageNet ResNet-18 is what cam.network=auto takes where its weights are given.
-    "model_name": {"ResNet18": {"cam.network": "auto"}, "ConvNet": {"cam.network": "expert"}},
-    "teacher_label": {False: {"distill.labels": "hard"}},
-}
-# What no script reads, names of runs, whether iteration 0 is evaluated, and the CAM layer, which
-# follows from the network.
-UNREAD = {
-    "dataset",
-    "loss_ratio",
-    "loss_threshold_low",
-    "loss_threshold_high",
-    "name",
-    "skip_first_eva",
-    "target_layer_deep",
-}
 NUM_CLASSES = {"cifar-10": 10, "cifar-100": 100, "tinyimagenet": 200}
 
 
 def translated(row: dict[str, Any], model: str) -> dict[str, Any]:
     """A row's settings as keys and values of ours."""
-    values: dict[str, Any] = {"model.name": model}
-    for name, value in row.items():
-        if name in SAME:
-            values[SAME[name]] = value
-        elif name in OTHERWISE:
-            values |= OTHERWISE[name][value]
-        else:
-            assert name in {"model", "ema_decay"} | UNREAD, name
-    return values
+    row = {name: value for name, value in row.items() if name not in ("dataset", "ema_decay")}
+    found = official.translate({**row, "model": model})
+    return {key: value for values in found.values() for key, value in values.items()}
 
 
 def config_of(dataset: str, ipc: str) -> tuple[str, str]:

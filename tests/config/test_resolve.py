@@ -239,6 +239,21 @@ def test_more_synthetic_than_real_images_of_a_class_is_refused_by_the_class():
         check_against_data(config, [10], ["cat"])
 
 
+def test_grids_of_more_images_than_a_class_has_are_refused():
+    def check(ipc, fewest, **values):
+        grid = {"distill.parametrisation": "multi_formation", "distill.ipc": ipc, **values}
+        check_against_data(resolve(default_config(**grid)), [50, fewest], ["cat", "dog"])
+
+    check(2, 8)
+    with pytest.raises(UserError, match="times 4 real images in each .* set distill.ipc=1 or"):
+        check(2, 7)
+    with pytest.raises(UserError, match="of 9 real ones, and class 'dog' has 8: lower"):
+        check(1, 8, **{"distill.parametrisation_factor": 3})
+    baselines = {"distill.parametrisation": "pixels", "evaluate.baselines": "random,downsampled"}
+    with pytest.raises(UserError, match="takes 8 real images of a class, and 'dog' has 7: leave"):
+        check(2, 7, **baselines)
+
+
 _ANY = st.one_of(
     st.none(),
     st.booleans(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,12 @@ def test_test_images_are_enlarged_as_the_official_code_sizes_them():
     rows = np.asarray(crops.enlarge(ramp))[0, :, 0, 0]  # 64, of which the centre
     np.testing.assert_allclose(np.diff(rows), 7 / 8, atol=1e-5)
     assert abs(rows.mean() - 27.5) < 1e-4
+
+
+def test_labels_of_a_cutmix_are_weighed_by_area():
+    labels, others = jnp.log(jnp.asarray([[0.9, 0.1], [0.5, 0.5]])), jnp.asarray([[0, 9.0]] * 2)
+    certain = math.exp(9) / (1 + math.exp(9))
+    boxes = jnp.asarray([[1, 0, 3, 4], [0, 0, 0, 0]])  # 8 of 32 pixels; none
+    found = np.exp(crops.mix_labels(labels, others, boxes, (4, 8)))
+    first = 0.75 * 0.9 + 0.25 * (1 - certain)
+    np.testing.assert_allclose(found, [[first, 1 - first], [0.5, 0.5]], rtol=1e-5)

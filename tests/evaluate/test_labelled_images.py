@@ -53,7 +53,7 @@ def test_our_own_files_and_runs_are_read(distilled, info, tmp_path):
 def test_a_set_normalised_otherwise_is_made_anew_from_its_pixels(distilled, info, tmp_path):
     other = Normalisation((0.1,) * 3, (0.7,) * 3)
     images = np.asarray(other.apply(distilled.pixels), np.float32)
-    anew = dataclasses.replace(distilled, images=images, normalisation=other)
+    anew = dataclasses.replace(distilled, parameters=images, normalisation=other)
     anew.save(tmp_path / "a.safetensors")
     _check_same(labelled_images.read(str(tmp_path / "a.safetensors"), info), distilled)
     np.savez(
@@ -80,7 +80,7 @@ def test_the_official_triple_needs_no_record(distilled, info, tmp_path):
     for path in (tmp_path, tmp_path / "images_best.pt"):
         _check_same(labelled_images.read(str(path), info), distilled)
     # Beside the best the official codes keep those of iterations.
-    other = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.5)
+    other = dataclasses.replace(distilled, parameters=distilled.images / 2, alpha=0.5)
     torch.save(torch.tensor(other.images.transpose(0, 3, 1, 2)), tmp_path / "images_500.pt")
     torch.save(torch.tensor(other.labels), tmp_path / "labels_500.pt")
     torch.save(torch.tensor(other.alpha), tmp_path / "lr_500.pt")
@@ -93,7 +93,7 @@ def test_an_npz_meets_whitened_data_by_its_pixels(distilled, info, tmp_path):
     train = make_dataset().train.images
     zca = Normalisation.fit_zca(train, str(tmp_path))
     whitened = dataclasses.replace(info, normalisation=zca)
-    expected = dataclasses.replace(distilled, images=zca.apply(distilled.pixels))
+    expected = dataclasses.replace(distilled, parameters=zca.apply(distilled.pixels))
     export(distilled, "npz", tmp_path / "plain.npz")
     _check_same(labelled_images.read(str(tmp_path / "plain.npz"), whitened), expected)
     same = dataclasses.replace(expected, normalisation=zca)
@@ -103,7 +103,7 @@ def test_an_npz_meets_whitened_data_by_its_pixels(distilled, info, tmp_path):
     _check_same(labelled_images.read(str(tmp_path / "same.npz"), info), distilled, atol=1e-3)
     other = Normalisation.fit_zca(train[::2], str(tmp_path))
     there = dataclasses.replace(info, normalisation=other)
-    anew = dataclasses.replace(distilled, images=other.apply(same.pixels))
+    anew = dataclasses.replace(distilled, parameters=other.apply(same.pixels))
     _check_same(labelled_images.read(str(tmp_path / "same.npz"), there), anew, atol=1e-3)
     with np.load(tmp_path / "same.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "pixels"}

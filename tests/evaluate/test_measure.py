@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 
 from edf_jax.distilled_set import LabelledImages
-from edf_jax.evaluate import protocols, stage
-from edf_jax.evaluate.measure import Evaluation, Measurement
+from edf_jax.evaluate import measure, protocols, stage
+from edf_jax.evaluate.measure import Evaluation
 from edf_jax.evaluate.measured import Measured
+from edf_jax.evaluate.measurement import Measurement
 from edf_jax.evaluate.teacher import get_teacher, read_teacher, teacher_network, write_teacher
+from edf_jax.experts import difficulty
+from edf_jax.methods import rded
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
+from edf_jax.report import comparison
+from edf_jax.report.tables import result_table
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.trained import TrainedNetwork
@@ -37,7 +43,7 @@ def dataset():
 
 def _experts(config, dataset):
     network = network_for(config, dataset.info)
-    return lambda: [
+    return lambda early=False: [
         TrainedNetwork(network, *network.init(jax.random.key(k)), f"network {k}") for k in range(2)
     ]
 
@@ -108,12 +114,25 @@ def test_the_search_for_a_rate_never_sees_test_images(dataset, tmp_path):
     assert found[0][1] == "best of 2 on 54 held-out training images"
 
 
+def test_shrunk_images_are_more_in_the_same_bytes(dataset, tmp_path):
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=_no_teacher)
+    whole, shrunk = (evaluation.baseline(name, 1) for name in ("random", "downsampled"))
+    assert shrunk.stored_bytes.images == whole.stored_bytes.images
+    assert shrunk.images.shape == (4 * len(whole.images), *whole.images.shape[1:])
+    real = dataset.train.labels[shrunk.positions]
+    np.testing.assert_array_equal(shrunk.classes, real)
+    assert np.bincount(real).tolist() == [4, 4, 4]
+    pixels = dataset.info.normalisation.apply(dataset.train.images[shrunk.positions])
+    stored = multi_formation(2).encode(pixels)
+    np.testing.assert_allclose(shrunk.parameters, stored, rtol=1e-6)
+
+
 def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
     config = make_config()
     evaluation = _evaluation(
         config, dataset, tmp_path, teacher=_no_teacher, networks=_experts(config, dataset)
     )
-    for name in ("random", "herding", "k_centre", "real_soft"):
+    for name in ("random", "herding", "k_centre", "el2n", "ccs", "real_soft"):
         subject = evaluation.baseline(name, 2)
         expected = dataset.train.labels[subject.positions]
         assert np.bincount(expected).tolist() == [2, 2, 2] and len(set(subject.positions)) == 6
@@ -126,6 +145,148 @@ def test_baselines_are_real_images_of_each_class(dataset, tmp_path):
     np.testing.assert_array_equal(
         evaluation.baseline("real_soft", 2).images, evaluation.baseline("random", 2).images
     )
+
+
+def test_scores_are_of_early_experts_where_there_are_any(dataset, tmp_path, monkeypatch):
+    config = make_config(**{"experts.difficulty_networks": 2})
+    trained = _experts(config, dataset)()
+    asked = []
+
+    def experts(early=False):
+        asked.append(early)
+        return iter(trained)
+
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher, networks=experts)
+    train = dataset.train
+    inputs = jnp.asarray(dataset.info.normalisation.apply(train.images))
+    scores = np.mean(
+        [difficulty.el2n(one.logits(one.arrays, inputs), train.labels) for one in trained], axis=0
+    )
+    found = evaluation.baseline("el2n", 2)
+    assert asked == [True] and "network 0 and others" in found.note
+    for label in range(3):
+        members = np.flatnonzero(train.labels == label)
+        own = found.positions[2 * label : 2 * label + 2]
+        assert set(own) == set(members[np.argsort(-scores[members])[:2]])
+    covering = evaluation.baseline("ccs", 2)
+    assert np.bincount(train.labels[covering.positions]).tolist() == [2, 2, 2]
+    assert asked == [True]  # The scores are found once.
+
+
+def test_scores_are_of_networks_trained_for_it_where_there_are_no_experts(dataset, tmp_path):
+    config = make_config(
+        **{"experts.difficulty_networks": 1, "experts.difficulty_epochs": 1, "experts.batch": 20}
+    )
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    found = evaluation.baseline("grand", 2)
+    assert "1 networks trained 1 epochs" in found.note and len(set(found.positions)) == 6
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_rdeds_patches_are_crops_that_the_teacher_is_surest_of(
+    dataset, tmp_path, monkeypatch, factor
+):
+    monkeypatch.setattr(rded, "factor_of", lambda size: factor)
+
+    class Lightness:
+        """Is the surer of every class the lighter the upper left of an image is."""
+
+        name, arrays = "lightness", ()
+
+        def logits(self, arrays, inputs):
+            light = inputs[:, 2:4, 2:4].mean(axis=(1, 2, 3))
+            return jnp.stack([light, light, light], axis=1) * jnp.eye(3)[1] * 5
+
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=Lightness)
+    found = evaluation.baseline("rded", 2)
+    assert found.images.shape == (6, 8, 8, 3) and found.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(found.positions) == 6 * factor**2 and not found.has_soft_labels
+    np.testing.assert_array_equal(
+        dataset.train.labels[found.positions], np.repeat(np.arange(3), 2 * factor**2)
+    )
+    # The teacher wants light images of class 1 and dark ones of the others.
+    light = found.images.reshape(3, -1).mean(axis=1)
+    everything = dataset.info.normalisation.apply(dataset.train.images)
+    usual = [everything[dataset.train.labels == label].mean() for label in range(3)]
+    assert light[1] > usual[1] and light[2] < usual[2]
+    with pytest.raises(UserError, match="rded needs"):
+        evaluation.baseline("rded", 21)
+
+
+def _seen(evaluation, monkeypatch, measurements):
+    """Measures; returns the labels' rows and what networks would have been trained on."""
+    seen = []
+
+    def run(one, on_epochs):
+        seen.append(one)
+        return {"mean": float(len(seen))}
+
+    monkeypatch.setattr(evaluation, "run", run)
+    return evaluation.measure(measurements), seen
+
+
+@pytest.mark.parametrize("protocol", ["plain", "rded", "sre2l"])
+def test_label_regimes_change_the_labels_and_what_decides_a_figure(
+    dataset, tmp_path, monkeypatch, protocol
+):
+    config = make_config()
+    teacher = _experts(config, dataset)()[0]
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=lambda: teacher)
+    soft = make_distilled(dataset, soft=True)
+    asked = [Measurement(soft, protocol=protocol, labels=x) for x in ("own", "hard", "teacher")]
+    rows, seen = _seen(evaluation, monkeypatch, [*asked, Measurement(soft, protocol=protocol)])
+    assert [row["labels"] for row in rows[:3]] == ["own", "hard", "teacher"]
+    # `auto` is one of them, and not measured again.
+    assert rows[3] == (rows[0] if protocol == "plain" else rows[2])
+    assert len(seen) == 3 and len({row["mean"] for row in rows}) == 3
+    own, hard, taught = (one.images for one in seen)
+    assert own is soft and hard.alpha is None
+    np.testing.assert_allclose(jax.nn.softmax(hard.labels), np.eye(3)[soft.classes], atol=1e-6)
+    if protocol == "plain":
+        expected = teacher.logits(teacher.arrays, jnp.asarray(soft.images))
+        np.testing.assert_allclose(taught.labels, expected, rtol=1e-4, atol=1e-5)
+        assert taught.alpha is None and "network 0" in taught.note
+    else:
+        assert taught is soft and seen[2].taught and not seen[1].taught
+
+
+def test_hard_labels_are_their_own_and_need_no_teacher(dataset, tmp_path, monkeypatch):
+    evaluation = _evaluation(make_config(), dataset, tmp_path, teacher=_no_teacher)
+    hard = make_distilled(dataset)
+    for protocol in ("plain", "rded", "sre2l"):
+        asked = [Measurement(hard, protocol=protocol, labels=labels) for labels in ("own", "hard")]
+        rows, seen = _seen(evaluation, monkeypatch, asked)
+        assert len(seen) == 1 and rows[0]["mean"] == rows[1]["mean"] and seen[0].images is hard
+
+
+@pytest.mark.parametrize("protocol", ["rded", "sre2l"])
+def test_the_protocols_run_on_a_sets_own_labels(dataset, tmp_path, protocol):
+    config = make_config(**{"evaluate.kd_epochs": 30, "evaluate.kd_batch": 6})
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    (row,) = evaluation.measure(
+        [Measurement(make_distilled(dataset), "ConvNetD1W16BN", protocol, "hard", keep_labels=True)]
+    )
+    assert row["mean"] > 50 and "soft_label_file" not in row
+
+
+def test_augmentation_is_switched_off_in_evaluation_alone(dataset, tmp_path, monkeypatch):
+    config = make_config(**{"evaluate.augment": "none"})
+    assert config.augment.strategy == "flip"
+    evaluation = _evaluation(config, dataset, tmp_path, teacher=_no_teacher)
+    one = Measurement(make_distilled(dataset))
+    told = []
+    monkeypatch.setattr(
+        measure, "plain_evaluator", lambda *_, strategy, **options: told.append(strategy)
+    )
+    evaluation.evaluator(evaluation.ready(one))
+    stage.periodic(config, dataset)
+    measure.make_evaluator(config, None, None, epochs=1)
+    assert told == ["none", "none", "flip"]
+    as_usual = _evaluation(make_config(), dataset, tmp_path, teacher=_no_teacher)
+    bare = dataclasses.replace(one, augmented=False)
+    assert evaluation.identity(evaluation.ready(one)) == as_usual.identity(bare)
+    with pytest.raises(UserError, match="evaluate.augment=none"):
+        make_config(**{"evaluate.augment": "none", "evaluate.scores": True})
 
 
 def test_a_network_with_batch_norm_is_evaluated(dataset, tmp_path):
@@ -271,9 +432,28 @@ def run(dataset, tmp_path):
     distilled = make_distilled(dataset, soft=True)
     for name in ("last", "best_on_test"):
         distilled.save(tmp_path / "distilled" / f"{name}.safetensors")
-    initial = dataclasses.replace(distilled, images=distilled.images / 2, alpha=0.02, step=0)
+    initial = dataclasses.replace(distilled, parameters=distilled.images / 2, alpha=0.02, step=0)
     initial.save(tmp_path / "distilled" / "step_0.safetensors")
     return tmp_path
+
+
+def test_a_run_is_judged_by_each_label_regime(dataset, run):
+    config = make_config(**{"evaluate.labels": "hard,own,teacher"})
+    teacher = dataclasses.replace(_experts(config, dataset)()[0], accuracy=50.0)
+    result = stage.evaluate_run(config, dataset, [90.0], run, teacher=lambda: teacher)
+    assert result["labels"] == "hard" and result["teacher"]["accuracy"] == 50.0
+    found = {row.get("labels"): row for row in result["rows"] if row["kind"] == "distilled"}
+    assert list(found) == ["hard", "own", "teacher"]
+    assert result["distilled_accuracies"] == found["hard"]["accuracies"]
+    assert found["own"]["rate_from"] == "learned" and "best of" in found["hard"]["rate_from"]
+    text = result_table(result)
+    assert "Distilled, last, ConvNet, teacher labels" in text and "Random real images " in text
+    assert "hard labels; teacher: network 0, 50.0% on test images" in text
+    assert (result["distilled_epochs"], result["distilled_steps"]) == (5, 1)
+    beside = comparison._by_labels([result], "distilled")
+    assert {k: figure.by_seed[0] for k, figure in beside.items()} == {
+        k: tuple(found[k]["accuracies"]) for k in ("own", "teacher")
+    }
 
 
 def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from edf_jax.evaluate import crops as views
 from edf_jax.evaluate import protocols, stored_labels
 from edf_jax.evaluate.from_scratch import RealTestData
+from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.models import build_network
 from edf_jax.runtime.errors import UserError
 from edf_jax.training import loop as training
@@ -103,7 +104,8 @@ def test_a_teacher_labels_the_augmented_batch():
     network = _network()
     images, seen = _set(4), []
 
-    def teach(inputs):
+    def teach(key, inputs, targets):
+        assert targets is None
         seen.append(inputs.shape)
         return inputs.mean(axis=(1, 2))
 
@@ -260,6 +262,47 @@ def test_without_augmentation_a_table_shows_the_images_themselves(teacher):
     table = _table(teacher, images, augmented=False)
     shown, _ = stored_labels.show(images, table, jnp.int32(2))
     np.testing.assert_allclose(shown, images[table.order[2]], atol=1e-6)
+
+
+def _coloured(n=9):
+    """Images of one colour, which is their class: how much of each is seen can be read off."""
+    labels = np.arange(n) % 3
+    return jnp.ones((n, 8, 8, 1)) * jnp.eye(3)[labels][:, None, None], hard_labels(labels, 3)
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_own_labels_are_mixed_as_the_images_of_a_table_are(augmented):
+    images, labels = _coloured()
+    table = _table(None, images, epochs=4, augmented=augmented, labels=labels)
+    several = 0
+    for epoch in range(4):
+        shown, told = stored_labels.show(images, table, jnp.int32(epoch))
+        found = np.asarray(jax.nn.softmax(told))
+        np.testing.assert_allclose(found, shown.mean(axis=(1, 2)), atol=2e-3)
+        several += (found.max(axis=1) < 0.99).sum()
+    assert (several > 0) == augmented
+
+
+def test_own_labels_are_mixed_as_rdeds_images_are():
+    images, labels = _coloured()
+    several = 0
+    for seed in range(4):
+        key = jax.random.key(seed)
+        mix = views.rded_mix(key, len(images), (8, 8))
+        mixed = views.mix_labels(labels, labels[mix.partners], mix.box, (8, 8))
+        found = np.asarray(jax.nn.softmax(mixed))
+        np.testing.assert_allclose(found, views.rded(key, images).mean(axis=(1, 2)), atol=1e-5)
+        several += (found.max(axis=1) < 0.99).sum()
+    assert several > 0
+
+
+def test_without_a_teacher_rded_is_learned_from_the_images_labels():
+    network = _network("ConvNetD1W4BN")
+    images, labels = _coloured()
+    test = RealTestData(images, jnp.argmax(labels, axis=1), lambda x: x)
+    evaluator = protocols.rded_evaluator(network, None, test, epochs=60, batch=9)
+    found = evaluator(images, labels, jnp.float32(0.01), jax.random.key(0), num=1)
+    assert found.values == (100.0,)
 
 
 def test_a_file_that_holds_no_soft_labels_is_refused(tmp_path):

@@ -52,20 +52,43 @@ def test_the_table_holds_every_cell_and_is_measured_once(tmp_path, monkeypatch):
     ]
     text = (folder / "protocols.md").read_text()
     header, _, random, mine = text.splitlines()[:4]
-    assert header == "| images | plain, ConvNet | sre2l, ConvNet |"
+    assert header == "| images | bytes, images + labels | plain, ConvNet | sre2l, ConvNet |"
     assert random.startswith("| Random real images | ") and mine.startswith("| mine | ")
+    own = make_distilled(dataset).stored_bytes
+    assert f" | {own.text} | " in mine and found["rows"][1]["label_bytes"] == own.labels
     row = found["rows"][1]
     low, high = row["interval"]
     assert f"{row['mean']:.1f} ± {row['std']:.1f} ({low:.1f} to {high:.1f})" in mine
     assert "the command" in text and "on 30 images" in text
-    assert "Teacher of rded and sre2l: a net, 70.0% on the test images." in text
+    assert "Teacher: a net, 70.0% on the test images." in text
     with open(folder / "protocols.csv", newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == 4 and float(lines[0]["mean"]) == found["rows"][0]["mean"]
+    # 4 epochs and one more, by one batch of all six images.
+    assert [line["epochs"] for line in lines] == ["5", "5", "3", "3"]
+    assert {line["steps"] for line in lines} == {"1"}
+    assert "Epochs x steps of a network: 5 x 1 (plain), 3 x 1 (sre2l)." in text
     assert json.loads((folder / "protocols.json").read_text())["rows"] == found["rows"]
 
     monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("measured again"))
     assert make("another command")["rows"] == found["rows"]
+
+
+def test_label_regimes_are_columns(tmp_path, monkeypatch):
+    dataset = make_dataset()
+    monkeypatch.setattr(table, "prepare", lambda config: dataset)
+    monkeypatch.setattr(Evaluation, "run", _figures)
+    monkeypatch.setattr(measure, "get_teacher", lambda *_: pytest.fail("no teacher is needed"))
+    config = make_config(**{"evaluate.labels": "own,hard"})
+    make_distilled(dataset, soft=True).save(tmp_path / "mine.safetensors")
+    sets = {"random": "", "mine": str(tmp_path / "mine.safetensors")}
+    found = table.make_table(config, sets, ("plain", "rded"), ("matched",), tmp_path / "t", "it")
+    assert [(row["protocol"], row["labels"]) for row in found["rows"][::2]] == [
+        ("plain", "own"), ("plain", "hard"), ("rded", "own"), ("rded", "hard"),
+    ]
+    header = (tmp_path / "t" / "protocols.md").read_text().splitlines()[0]
+    assert header.startswith("| images | plain, own labels, ConvNet | plain, hard labels, ")
+    assert found["teacher"] is None
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from edf_jax.export import write as export
 from edf_jax.export.__main__ import main
 from edf_jax.export.formats import as_uint8, describe, probabilities
 from edf_jax.export.huggingface import dataset_card
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime.errors import UserError
 
@@ -87,6 +88,31 @@ def test_images_folder_has_every_image_and_its_soft_label(run):
     # Readers such as torchvision's ImageFolder number classes in the order of folders' names.
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
     assert [int(name[0]) for name in folders] == list(range(3))
+
+
+def test_exports_hold_decoded_images_and_say_what_is_stored(tmp_path):
+    distilled = _set()
+    grids = dataclasses.replace(
+        distilled,
+        labels=np.repeat(distilled.labels, 4, axis=0),
+        parametrisation=multi_formation(2),
+    )
+    out = export.export(grids, "images", tmp_path / "images")
+    assert len(list(out.glob("*/*.png"))) == 28
+    with np.load(export.export(grids, "npz", tmp_path / "a.npz"), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["images"], grids.images)
+        record = json.loads(str(arrays["record"]))
+    assert record["num_images"] == 28
+    assert record["stored"] == {
+        "parametrisation": "multi_formation", "factor": 2, "num_images": 7, "dtype": "float32",
+        "image_bytes": 7 * 6 * 5 * 3 * 4, "label_bytes": 28 * 3 * 4,
+        "decoded_image_bytes": 28 * 6 * 5 * 3 * 4,
+    }  # fmt: skip
+    card = dataset_card(describe(grids, RESULT))
+    assert "they take 2,520 bytes (7 stored images, `multi_formation` with factor\n2;" in card
+    assert "in float32, 10,080) and the labels' logits 336 (float32)." in card
+    assert "random real images of as many bytes" in card
+    assert "the images take 2,520 bytes and" in dataset_card(describe(distilled, RESULT))
 
 
 def test_grey_images_stay_grey(tmp_path):
@@ -222,7 +248,7 @@ def test_record_measures_what_eight_bits_lose():
     beyond = distilled.images.copy()
     beyond[0] += 10  # far out of a pixel's range
     assert describe(distilled, {})["rounding_rms"] < 0.01
-    assert describe(dataclasses.replace(distilled, images=beyond), {})["rounding_rms"] > 1
+    assert describe(dataclasses.replace(distilled, parameters=beyond), {})["rounding_rms"] > 1
 
 
 def test_whitened_sets_export_pixels_turned_back(tmp_path):
@@ -346,7 +372,7 @@ def test_images_of_other_channels_are_refused_by_png_only(tmp_path):
     distilled = _set()
     four = dataclasses.replace(
         distilled,
-        images=np.zeros((2, 6, 5, 4), np.float32),
+        parameters=np.zeros((2, 6, 5, 4), np.float32),
         labels=np.zeros((2, 3), np.float32),
         normalisation=Normalisation((0.0,) * 4, (1.0,) * 4),
     )

@@ -95,7 +95,7 @@ def test_what_is_cut_or_stored_changes_no_gradient(how):
         whole = {"through_steps": how.get("through_steps", True)}
         plain = jax.jit(lambda *a: matching.matching_gradient(*problem[:2], *a, **whole))
         expected = plain(*problem[2:])
-        if "parts" in how:
+        if "microbatches" in how:
             loss, batches = problem[0], problem[7]
             weights = microbatch.weights_of(batches.mask, 3, jnp.float64)
             problem = (

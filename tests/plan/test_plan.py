@@ -48,6 +48,21 @@ def test_counts_are_those_of_the_config():
     assert "20 synthetic images" in text
 
 
+def test_what_students_see_is_what_stored_images_decode_into():
+    grids = {"distill.parametrisation": "multi_formation"}
+    made, plain = planned(**grids), planned(**{"distill.ipc": 8})
+    assert made.num_images == plain.num_images == 80
+    text = plan.to_text(made)
+    assert "20 synthetic images" in text and "multi_formation: 80 for students" in text
+    # Images and their momentum, in and out, are those of 60 fewer.
+    spared = plain.memory["iteration"] - made.memory["iteration"]
+    assert spared == 4 * 60 * 4 * 32 * 32 * 3
+    with pytest.raises(UserError, match="makes 1089 images of one of 32 pixels a side: lower it"):
+        planned(**grids, **{"distill.parametrisation_factor": 33})
+    with pytest.raises(UserError, match="ipc=60 times 16 real images in each in 10 classes"):
+        planned(**{**grids, "distill.ipc": 60, "distill.parametrisation_factor": 4})
+
+
 def test_only_needed_snapshots_count_on_disk_where_only_those_are_kept():
     made = planned(**{"experts.keep": "needed"})
     # Starts 0 to 2, their targets two epochs on, and the last of six epochs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edf_jax import distilled_set
 from edf_jax.data.normalisation import IMAGENET, Normalisation
 from edf_jax.distilled_set import DistilledSet
-from edf_jax.report import charts, figures
+from edf_jax.methods.parametrisation.multi_formation import multi_formation
+from edf_jax.report import charts, figures, sections
 from edf_jax.report import page as report
 from edf_jax.report.__main__ import main
 from edf_jax.report.tables import Accuracy, headline, result_table, run_table, warnings
@@ -97,7 +100,7 @@ def _write_metrics(workdir, iterations, rng):
 def _write_set(workdir, name, pixels, labels, class_names, step):
     normalisation = IMAGENET if pixels.shape[-1] == 3 else Normalisation((0.5,), (0.25,))
     DistilledSet(
-        images=normalisation.apply(np.asarray(pixels, np.float32)),
+        parameters=normalisation.apply(np.asarray(pixels, np.float32)),
         labels=4.0 * np.eye(len(class_names), dtype=np.float32)[labels],
         alpha=0.0123,
         class_names=tuple(class_names),
@@ -193,6 +196,29 @@ def test_what_is_missing_is_left_out(tmp_path, gone):
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert "has not finished" in report.write_report(tmp_path).read_text()
+
+
+def test_what_is_stored_is_shown_beside_what_it_decodes_to(tmp_path):
+    workdir = make_run(tmp_path / "run")
+    # Those of the images as pixels.
+    (workdir / "figures" / "activation_maps.safetensors").unlink()
+    for path in (workdir / "distilled").glob("*.safetensors"):
+        found = distilled_set.load(path)
+        labels = np.repeat(found.labels, 4, axis=0)
+        grids = dataclasses.replace(found, labels=labels, parametrisation=multi_formation(2))
+        grids.save(path)
+    run = open_run(workdir)
+    facts = sections.results(run)["facts"]
+    count = len(run.last.parameters)
+    assert facts["Stored as"] == f"{count} (multi_formation, factor 2)"
+    assert facts["Distilled images"].startswith(f"{4 * count} of ")
+    assert facts["Bytes, images + labels"] == f"{run.last.stored_bytes.text} (float32)"
+    assert sum(len(tiles) for _, tiles in sections.gallery(run)["classes"]) == 4 * count
+    stored = sections.stored_images(run)
+    assert [name for name, _ in stored["figures"]] == list(run.last.class_names)
+    assert stored["each"] == 4
+    assert "What is stored" in report.write_report(workdir).read_text()
+    assert sections.stored_images(open_run(make_run(tmp_path / "pixels"))) is None
 
 
 def test_grey_rectangular_images_and_large_ones(tmp_path):

@@ -7,11 +7,12 @@ import os
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.runs.files import RunFiles
-from edf_jax.runs.folder import Run, check_same
+from edf_jax.runs.folder import OF_A_GRID, Run, check_same, refuse_foreign
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from tests import crash
@@ -123,6 +124,11 @@ def test_a_folder_of_somebody_else_is_refused_and_nothing_in_it_touched(tmp_path
         with _run(tmp_path):
             pass
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_teacher_half_trained_is_no_other_folder(tmp_path):
+    storage.save_arrays(tmp_path / "teacher", {"leaf0": np.zeros(2)}, {"epoch": 1})
+    refuse_foreign(tmp_path, OF_A_GRID)
 
 
 def test_what_an_early_kill_leaves_is_no_other_folder(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from edf_jax import distilled_set, main
+from edf_jax.config import official
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import resolve
 from edf_jax.config.schema import SCHEMA
@@ -142,6 +143,16 @@ def test_config_keys_named_in_the_docs_exist():
         for name in key.findall(path.read_text("utf-8")):
             is_file = name.endswith((".py", ".npz", ".json", ".csv", ".md"))
             assert is_file or name in SCHEMA, f"{path.name} names {name}"
+
+
+def test_the_official_codes_flags_are_told_as_they_are_read():
+    text = (DOCS / "coming-from.md").read_text("utf-8").partition("\n## Flags of the dist")[2]
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE)
+    for name, key in official.SAME.items():
+        assert (name, key) in rows
+    for name, key in rows:
+        if name in official.OTHERWISE:
+            assert any(key in values for values in official.OTHERWISE[name].values())
 
 
 def test_the_photos_to_try_with_are_what_the_quickstart_says(tmp_path):

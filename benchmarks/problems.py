@@ -164,6 +164,8 @@ def _matching(sizes: Sizes):
             )
             full = jnp.full(sizes.syn_steps, batches.indices.shape[1])
             counts = full if batches.mask is None else jnp.sum(batches.mask, 1).astype(int)
+            if found and len(found) % sizes.networks:
+                ops = found[-1][2]  # Trajectories of an iteration share them.
             found.append((batches.indices, counts, ops, uniforms))
     names = ("indices", "counts", "ops", "uniforms")
     draws = {

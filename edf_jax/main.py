@@ -112,7 +112,8 @@ def _print_result(result: dict) -> None:
 
     lines = tables.warnings(metrics.read_metrics(pathlib.Path(result["workdir"]), "distill"))
     print("\n".join([tables.result_table(result), *lines]), file=sys.stderr)
-    keys = ("random", "initial", "distilled", "best_on_held_out", "best_on_test", "full")
+    chosen = ("best_on_held_out", "best_on_test", "paper_statistic")
+    keys = ("random", "initial", "distilled", *chosen, "full")
     figures = {
         f"{k}_{f}": round(result[f"{k}_{f}"], 3)
         for k in keys

@@ -47,6 +47,9 @@ _CURVES = {
     "max_start_epoch": "max_start_epoch",
 }
 
+# What a result tells of each kind of set.
+_OF_A_SET = ("image_bytes", "label_bytes", "epochs", "steps")
+
 
 def keep(source: pathlib.Path, target: pathlib.Path, experiment: str = "") -> None:
     """Keeps what came of a run, or of a comparison with all its runs.
@@ -162,6 +165,7 @@ def row_of(
         skipped=sum(bool(row["skipped"]) for row in iterations) if iterations else None,
         memory_mb=round(result["peak_memory_mb"]),
         device_memory_mb=result.get("peak_device_memory_mb"),
+        **{name: result.get(f"{kind}_{name}") for name in _OF_A_SET},
         experts=experts,
         made_with=f"{hardware}; {versions}",
         command=result["command"],

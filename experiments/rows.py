@@ -50,6 +50,10 @@ class Row:
         skipped: iterations that were skipped; None where unknown.
         memory_mb: the largest resident size, in MiB.
         device_memory_mb: the most that an accelerator held, in MiB.
+        image_bytes: of the set's images as they are stored; None where unknown.
+        label_bytes: of its labels.
+        epochs: that each network was trained on the set; None where unknown.
+        steps: of an epoch.
         experts: the method of the row that trained its experts; "" where it did so itself.
         made_with: hardware and versions.
         command: what was typed.
@@ -71,6 +75,10 @@ class Row:
     skipped: int | None = None
     memory_mb: int | None = None
     device_memory_mb: int | None = None
+    image_bytes: int | None = None
+    label_bytes: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
     experts: str = ""
     made_with: str = ""
     command: str = ""

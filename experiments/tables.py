@@ -6,7 +6,8 @@
 NAME is an experiment, as `experiments.rows` means it. Between `<!-- table: NAME -->` and
 `<!-- end -->` stands the table of a comparison, a line a method; after `<!-- runs: NAME NAME -->` a
 line for each set that the runs measured; after `<!-- gains over ROW: NAME NAME -->` what the other
-methods of comparisons gain over one, seed by seed; `NAME+NAME` takes the rows of both.
+methods of comparisons gain over one, seed by seed; `NAME+NAME` takes the rows of both. After
+`<!-- maps: SET SET -->` stands what `experiments.maps` measured on those data sets.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import sys
 
 import numpy as np
 
+from edf_jax.distilled_set import StoredBytes
 from edf_jax.report import comparison
 from edf_jax.runtime import console, storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.runtime.tables import to_markdown
 from experiments import rows
 from experiments.rows import Row
 
 _PAGE = pathlib.Path(__file__).parents[1] / "docs" / "results.md"
 _TABLE = re.compile(
-    r"(<!-- (table|runs|gains over (?P<over>\w+)): (?P<names>[\w. +-]+?) -->\n)"
+    r"(<!-- (table|runs|maps|gains over (?P<over>\w+)): (?P<names>[\w. +-]+?) -->\n)"
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
+# Its rows are activation maps, not runs.
+_MAPS = "maps.csv"
 # What a set was made by, in words.
 _SETS = {
     "random": "random real images",
@@ -43,6 +48,11 @@ _SETS = {
 }
 
 
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The CSV files in a folder whose rows are runs."""
+    return sorted(path for path in folder.glob("*.csv") if path.name != _MAPS)
+
+
 def filled(text: str, folder: pathlib.Path) -> str:
     """A page with its tables made again.
 
@@ -53,9 +63,12 @@ def filled(text: str, folder: pathlib.Path) -> str:
     Raises:
         UserError: there are no rows for a table.
     """
-    kept = [row for path in sorted(folder.glob("*.csv")) for row in rows.read(path)]
+    kept = [row for path in files(folder) for row in rows.read(path)]
 
     def table(match: re.Match) -> str:
+        if match[2] == "maps":
+            found = rows.read_lines(folder / _MAPS)
+            return f"{match[1]}\n{_maps(found, match['names'].split())}\n<!-- end -->"
         columns = {name: _rows_of(kept, name) for name in match["names"].split()}
         if match["over"]:
             made = _gains(columns, match["over"])
@@ -116,6 +129,10 @@ def _line(seeds: list[Row], trainers: dict[str, float]) -> comparison.Row:
         max(row.memory_mb or 0 for row in seeds),
         max(device, default=None),
         (first.experts, trainers[first.experts]) if first.experts in trainers else None,
+        stored=None
+        if first.image_bytes is None or first.label_bytes is None
+        else StoredBytes(first.image_bytes, first.label_bytes),
+        length=None if first.epochs is None or first.steps is None else (first.epochs, first.steps),
     )
 
 
@@ -155,6 +172,28 @@ def _runs(columns: dict[str, list[Row]]) -> str:
                 hours = f"{row.seconds / 3600:.2f}"
                 lines.append(f"| {name} | {trained_on} | {text} | {count} | {hours} |")
     return "\n".join(lines) + "\n"
+
+
+def _maps(lines: list[rows.Line], names: list[str]) -> str:
+    """A line for each choice of networks and method: what its maps find on each data set.
+
+    Raises:
+        UserError: there are no rows of a data set.
+    """
+    made: dict[tuple[str, str], dict[str, str]] = {}
+    for name in names:
+        own = [line for line in lines if line["data"] == name]
+        if not own:
+            raise UserError(f"{_MAPS} has no row of {name}")
+        for line in own:
+            told = made.setdefault((line["network"], line["method"]), {})
+            told |= {"maps of": line["network"] or "none", "method": line["method"]}
+            if line["on_object"]:
+                told[f"{name}: on the object, %"] = line["on_object"]
+            score, error = float(line["score"]), float(line["score_error"])
+            told[f"{name}: insertion less deletion"] = f"{score:+.1f} ± {error:.1f}"
+    columns = list(dict.fromkeys(column for told in made.values() for column in told))
+    return to_markdown([{c: told.get(c, "") for c in columns} for told in made.values()])
 
 
 def main() -> int:

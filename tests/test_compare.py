@@ -161,7 +161,7 @@ def test_rows_of_the_same_settings_share_a_run(tmp_path):
     plan = _plan(tmp_path, "edf", "beta,drop,cam_method")
     assert plan.rows["edf, beta 1"] == plan.rows["edf"] == plan.rows["edf, drop 0.25"]
     assert plan.rows["edf, grad_cam"] == plan.rows["edf"]
-    assert len({tuple(ids) for ids in plan.rows.values()}) == 1 + 4 + 5 + 2
+    assert len({tuple(ids) for ids in plan.rows.values()}) == 1 + 4 + 5 + 3
 
 
 @pytest.mark.parametrize(

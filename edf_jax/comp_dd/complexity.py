@@ -95,17 +95,10 @@ def make_measure(
         `(pixels [n, H, W, C], positions [n], key)` to complexities `[n]`. An image's depends on
         its position, by the noise of the map, but not on the images beside it.
     """
-    network = trained.network
 
     @jax.jit
     def measure(arrays, inputs, positions, key):
-        theta, batch_stats = arrays
-
-        def features(images):
-            return network.features(theta, images, batch_stats)
-
-        def classify(maps):
-            return network.classify(theta, maps, batch_stats)
+        features, classify = trained.halves(arrays)
 
         def one(image, position):
             top = jnp.argmax(classify(features(image[None])), axis=-1)

@@ -33,8 +33,13 @@ def choose_judge(config, workdir: pathlib.Path) -> tuple[TrainedNetwork, Prepare
         that it takes (0: their own).
 
     Raises:
-        UserError: the weights can't be read, or the expert is not there.
+        UserError: the weights can't be read, the expert is not there, or several are asked for.
     """
+    if config.cam.network == "experts":
+        raise UserError(
+            "cam.network=experts: an image's complexity is said by one network; set "
+            "cam.network=expert or trained"
+        )
     if config.cam.weights:
         shape = (_IMAGENET_SIDE, _IMAGENET_SIDE, 3)
         network, theta, batch_stats = load_cam_network(config.cam.weights, image_shape=shape)

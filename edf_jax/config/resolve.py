@@ -245,8 +245,12 @@ def resolve(config, **changes: Any):
     layers = collections.ChainMap(
         *(variant.of_methods.get(method, {}), METHODS[method], variant.values, defaults)
     )
-    flat |= {name: layers[name] for name, value in flat.items() if value in (None, AUTO)}
-    flat = _of_text(flat)
+    flat |= {
+        name: layers[name]
+        for name, value in flat.items()
+        if value is None or (value == AUTO and name != "cam.method")
+    }
+    flat |= _best_maps(_of_text(flat))
     for name in SCHEMA:
         _check_value(name, flat)
     if flat["distill.alpha_step"] == AUTO:
@@ -258,6 +262,16 @@ def resolve(config, **changes: Any):
 
 def _of_text(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {name: SCHEMA[name].of_text(value) for name, value in flat.items()}
+
+
+def _best_maps(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config in which `cam.method=auto` is what finds objects best (docs/results.md)."""
+    if flat["cam.method"] != AUTO:
+        return flat
+    network = flat["cam.network"]
+    if network == AUTO and not flat["cam.weights"]:
+        network = "experts"
+    return {**flat, "cam.method": "layer_cam", "cam.network": network}
 
 
 def _check_value(name: str, flat: Mapping[str, Any]) -> None:
@@ -345,6 +359,11 @@ def _check_together(flat: Mapping[str, Any]) -> None:
         raise UserError(
             f"cam.weights is given, but cam.network={flat['cam.network']} doesn't read it: "
             "set cam.network=imported or leave cam.weights out"
+        )
+    if flat["cam.classes"] == "official" and not flat["cam.weights"]:
+        raise UserError(
+            "cam.classes=official is about an ImageNet network, and there is none: give "
+            "cam.weights=FILE or leave cam.classes out"
         )
     if flat["distill.select"] == "heldout" and not flat["data.held_out"]:
         raise UserError(

@@ -261,12 +261,23 @@ _DISTILL = {
 _CAM = {
     "cam.network": Key(
         AUTO,
-        "whose maps; auto is 'imported' where cam.weights is given, else 'expert'",
-        choices=(AUTO, "expert", "trained", "imported"),
+        "whose maps: of the first expert, averaged over all experts, of teacher.network trained on "
+        "the real data, or of cam.weights; auto is 'imported' where those are given, else "
+        "'experts' with cam.method=auto, else 'expert'",
+        choices=(AUTO, "expert", "experts", "trained", "imported"),
     ),
     "cam.weights": Key("", "file with a ResNet-18's weights (.pth, .safetensors)"),
+    "cam.classes": Key(
+        "own",
+        "which classes an ImageNet network is asked for: the images' own, or 0, 1, 2, ... for the "
+        "labels 0, 1, 2, ..., as EDF's official code asks",
+        choices=("own", "official"),
+    ),
     "cam.method": Key(
-        "grad_cam", "how maps are made", "EDF (2410.17193), paper", tuple(gradcam.METHODS)
+        "grad_cam",
+        "how maps are made; auto is 'layer_cam', which finds objects best (docs/results.md)",
+        "EDF (2410.17193), paper",
+        (AUTO, *gradcam.METHODS),
     ),
     "cam.every": Key(100, "iterations between maps (the paper's interval)", _EDF, at_least=1),
     "cam.beta": Key(1.0, "DAE's addition where the map is high", _EDF, at_least=0),
@@ -332,6 +343,11 @@ _EVALUATE = {
     "evaluate.weight_decay": Key(5e-4, "SGD weight decay", _EDF, at_least=0),
     "evaluate.during_num": Key(
         1, "networks of the evaluations during distillation", _EDF, at_least=1
+    ),
+    "evaluate.during_fresh": Key(
+        False,
+        "whether each of them has networks of its own, as papers' have; the largest of their "
+        "accuracies is then told as 'paper_statistic' beside the result",
     ),
     "evaluate.during_epochs": Key(0, "their E_eval; 0 is evaluate.epochs", at_least=0),
     "evaluate.baseline_rates": Key(

@@ -37,6 +37,7 @@ class Position:
         recent_losses, recent_skips: of the last `WINDOW` iterations.
         alpha_is_positive: at the last iteration.
         warned_of_loss: the last iteration that was told to have no usable loss or gradient.
+        evaluations: how many periodic ones there were, of those that can be compared.
         best, best_iteration: the best periodic evaluation, in percent, and its set's step.
         best_held_out, best_held_out_iteration: the same on held-out training images.
     """
@@ -51,6 +52,7 @@ class Position:
     )
     alpha_is_positive: bool = True
     warned_of_loss: int = -WINDOW
+    evaluations: int = 0
     best: float = -math.inf
     best_iteration: int = -1
     best_held_out: float = -math.inf
@@ -80,7 +82,9 @@ def _protocol(config: Mapping[str, Any]) -> list[Any]:
     """What decides the accuracies of periodic evaluations, of a flat config."""
     names = ("during_num", "batch", "momentum", "weight_decay")
     epochs = config["evaluate.during_epochs"] or config["evaluate.epochs"]
-    return [epochs, *(config[f"evaluate.{name}"] for name in names)]
+    # A config from before there was this key has no fresh networks.
+    fresh = config.get("evaluate.during_fresh", False)
+    return [epochs, fresh, *(config[f"evaluate.{name}"] for name in names)]
 
 
 class Checkpoints:
@@ -142,6 +146,7 @@ class Checkpoints:
         read = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
         position = Position.from_details(details["position"])
         if _protocol(details["config"]) != _protocol(flatten(self._config)):
+            position.evaluations = 0
             position.best, position.best_iteration = -math.inf, -1
             position.best_held_out, position.best_held_out_iteration = -math.inf, -1
             _log.warning(

@@ -182,7 +182,8 @@ class _Distillation:
             if self.state.average is not None:
                 averaged = dataclasses.replace(now, parameters=np.asarray(self.state.average))
                 averaged.save(self._folder / "average.safetensors")
-            for name in _evaluate(now, averaged, it, evaluate, self._metrics, self.position):
+            fresh = self._config.evaluate.during_fresh
+            for name in _evaluate(now, averaged, it, evaluate, self._metrics, self.position, fresh):
                 now.save(self._folder / f"{name}.safetensors")
         except Preempted:
             self._save(it)
@@ -246,10 +247,14 @@ def _evaluate(
     evaluate: Evaluate,
     metrics: MetricsWriter,
     position: Position,
+    fresh: bool,
 ) -> list[str]:
-    """Writes an evaluation's row; returns what the set is the best of so far."""
+    """Writes an evaluation's row; returns what the set is the best of so far.
+
+    Where each evaluation has `fresh` networks, the row tells the largest accuracy so far too.
+    """
     result = evaluate(now, it)
-    beside = {}
+    beside: dict[str, float] = {}
     if averaged is not None:
         of_average = evaluate(averaged, it)
         beside = {
@@ -260,6 +265,10 @@ def _evaluate(
     if result.held_out:
         beside["held_out_accuracy_mean"] = held_out
         beside["held_out_accuracy_std"] = float(np.std(result.held_out))
+    position.evaluations += 1
+    if fresh:
+        beside["paper_statistic"] = max(result.mean, position.best)
+        beside["paper_statistic_of"] = position.evaluations
     metrics.write(
         it,
         "evaluate",

@@ -218,18 +218,9 @@ def matching_gradient(
     Raises:
         ValueError: an argument is of another kind, or `remat` is unknown or goes with `axis`.
     """
-    start, target, images, labels, alpha = (
-        _floats(name, value, ndim)
-        for name, value, ndim in (
-            ("start", start, 1), ("target", target, 1), ("images", images, 4),
-            ("labels", labels, 2), ("alpha", alpha, 0),
-        )
-    )  # fmt: skip
-    if remat not in REMAT or (remat != "nothing" and axis is not None):
-        raise ValueError(
-            f"matching_gradient: remat={remat!r}: one of {', '.join(REMAT)}, the latter two "
-            "without axis"
-        )
+    arrays = _checked(axis, remat, start=start, target=target, images=images, labels=labels,
+                      alpha=alpha)  # fmt: skip
+    start, target, images, labels, alpha = arrays
     if remat != "nothing":
         return _through_stored_steps(
             loss, augment, start, target, images, labels, alpha, batches, select, through_steps,
@@ -247,19 +238,8 @@ def matching_gradient(
         theta = lax.optimization_barrier(theta)
         seen, augment_vjp = jax.vjp(lambda x: augment(batch.keys, x), images[batch.indices])
 
-        def along_of(_, examples):
-            seen, labels, mask = examples
-
-            def slope(theta, seen, labels):
-                return jax.jvp(lambda t: loss(t, seen, labels, mask), (theta,), (v,))[1]
-
-            along, (to_theta, *to_examples) = jax.value_and_grad(slope, (0, 1, 2))(
-                theta, seen, labels
-            )
-            return (along, to_theta), to_examples
-
         (along, to_theta), (to_seen, to_labels) = microbatch.summed(
-            along_of, (seen, labels[batch.indices], batch.mask), microbatches
+            _slopes(loss, theta, v), (seen, labels[batch.indices], batch.mask), microbatches
         )
         (to_images,) = augment_vjp(to_seen)
         to_theta, along = _over_shares((to_theta, along), axis)
@@ -275,6 +255,37 @@ def matching_gradient(
     # The images' and labels' gradients only now: nothing in the sweep needs them.
     to_images, to_labels = _over_shares(totals[:2], axis)
     return Matching(value, to_images, to_labels, totals[2], theta)
+
+
+def _slopes(loss: StudentLoss, theta: Theta, v: Theta) -> Callable:
+    """`(_, examples) -> (h, d h / d theta), (d h / d images, d h / d labels)`.
+
+    `h = d/d eps loss(theta + eps v; images, labels)` on the examples of a microbatch.
+    """
+
+    def of_examples(_, examples):
+        images, labels, mask = examples
+
+        def slope(theta, images, labels):
+            return jax.jvp(lambda t: loss(t, images, labels, mask), (theta,), (v,))[1]
+
+        along, (to_theta, *to_examples) = jax.value_and_grad(slope, (0, 1, 2))(
+            theta, images, labels
+        )
+        return (along, to_theta), to_examples
+
+    return of_examples
+
+
+def _checked(axis: str | None, remat: str, **arguments) -> list[jax.Array]:
+    """The arguments of `matching_gradient` as arrays, or what is wrong with them."""
+    if remat not in REMAT or (remat != "nothing" and axis is not None):
+        raise ValueError(
+            f"matching_gradient: remat={remat!r}: one of {', '.join(REMAT)}, the latter two "
+            "without axis"
+        )
+    ndims = {"images": 4, "labels": 2, "alpha": 0}
+    return [_floats(name, value, ndims.get(name, 1)) for name, value in arguments.items()]
 
 
 def _floats(name: str, value, ndim: int) -> jax.Array:

@@ -24,14 +24,14 @@ def make_weight(config, cam: TrainedNetwork) -> Callable:
     decode = family.parametrisation(config.distill).decode
 
     def maps_of(images, classes, key):
-        return gradcam.class_activation_maps(
-            config.cam.method,
-            lambda x: cam.network.features(cam.theta, x, cam.batch_stats),
-            lambda f: cam.network.classify(cam.theta, f, cam.batch_stats),
-            images,
-            classes,
-            key=key,
-        )
+        def of_one(arrays):
+            return gradcam.class_activation_maps(
+                config.cam.method, *cam.halves(arrays), images, classes, key=key
+            )
+
+        if cam.theta.ndim == 1:
+            return of_one(cam.arrays)
+        return gradcam.normalise(jnp.mean(lax.map(of_one, cam.arrays), axis=0))
 
     @jax.jit
     def weight(values: Learnable, key):

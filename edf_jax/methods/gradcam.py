@@ -2,11 +2,12 @@
 
 A network comes as two functions: `features`, from images `[n, H, W, C]` to the maps `[n, h, w, c]`
 of its CAM layer, and `classify`, from those to logits `[n, classes]`. Both have to treat each
-image apart (evaluation mode).
+image apart (evaluation mode). Where `features` is `Stages`, LayerCAM takes the maps after each.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,10 +18,19 @@ from edf_jax.runtime.shapes import Array, Classes, Float, Images, Key, Maps
 
 NOISE_SAMPLES = 4
 NOISE_STD = 0.3
+# LayerCAM's gamma, which lifts the maps of all layers but the last.
+LIFT = 2.0
 
 _EPS = 1e-8
 
 ArrayFunction = Callable[[jax.Array], jax.Array]
+
+
+class Stages(tuple[ArrayFunction, ...]):
+    """Parts of `features` in a row, each from maps `[n, h, w, c]` to maps; called, all of them."""
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return functools.reduce(lambda maps, stage: stage(maps), self, images)
 
 
 def grad_cam(
@@ -104,6 +114,46 @@ def smooth_grad_cam_pp(
     return _normalised_map(jnp.sum(alpha * jax.nn.relu(gradient[-1]), axis=(1, 2)), last)
 
 
+def layer_cam(
+    features: ArrayFunction, classify: ArrayFunction, images: Images, classes: Classes
+) -> Maps:
+    """LayerCAM: every position and channel weighted by its own positive gradient, layers fused.
+
+    The map of a layer is `relu(sum_k relu(g_k) A_k)`, normalised; of every layer but the last it is
+    `tanh(2 map)`, for those of early layers have few high values. All are resized to the largest,
+    and the largest value at each position counts.
+
+    Args:
+      features: as in `grad_cam`; `Stages` for one layer a stage, else its result is the one layer.
+      classify: as in `grad_cam`.
+      images: `[n, H, W, C]`.
+      classes: `[n]`.
+
+    Returns:
+      `[n, h, w]` in [0, 1], at the size of the first layer's maps.
+
+    References:
+      Jiang et al., "LayerCAM" (IEEE Transactions on Image Processing 30, 2021): the weights, and
+      the scaling and maximum by which maps of several layers are fused.
+    """
+    stages = features if isinstance(features, Stages) else (features,)
+    activations, pullbacks, maps = [], [], images
+    for stage in stages:
+        maps, pullback = jax.vjp(stage, maps)
+        activations.append(maps)
+        pullbacks.append(pullback)
+    gradient = _score_gradient(classify, maps, classes)
+    count, height, width, _ = activations[0].shape
+    fused = jnp.zeros((count, height, width), maps.dtype)
+    for number in reversed(range(len(stages))):
+        found = normalise(jnp.sum(jax.nn.relu(gradient) * activations[number], axis=3))
+        if number < len(stages) - 1:
+            found = jnp.tanh(LIFT * found)
+        fused = jnp.maximum(fused, resize_maps(found, (height, width)))
+        (gradient,) = pullbacks[number](gradient)
+    return normalise(fused)
+
+
 def _score_gradient(
     classify: ArrayFunction, activations: jax.Array, classes: Classes
 ) -> jax.Array:
@@ -117,7 +167,12 @@ def _score_gradient(
 
 def _normalised_map(weights: jax.Array, activations: jax.Array) -> jax.Array:
     """`relu(sum_k weights_k activations_k)`, each map scaled to [0, 1]."""
-    maps = jax.nn.relu(jnp.sum(weights[:, None, None, :] * activations, axis=3))
+    return normalise(jnp.sum(weights[:, None, None, :] * activations, axis=3))
+
+
+def normalise(maps: Maps) -> Maps:
+    """Maps `[n, h, w]` rectified, and each scaled to [0, 1]: less its minimum, over its maximum."""
+    maps = jax.nn.relu(maps)
     maps -= jnp.min(maps, axis=(1, 2), keepdims=True)
     return maps / (jnp.max(maps, axis=(1, 2), keepdims=True) + _EPS)
 
@@ -158,6 +213,7 @@ METHODS = {
     "grad_cam": _without_noise(grad_cam),
     "grad_cam_pp": _without_noise(grad_cam_pp),
     "smooth_grad_cam_pp": _with_noise(smooth_grad_cam_pp),
+    "layer_cam": _without_noise(layer_cam),
 }
 
 

@@ -30,10 +30,19 @@ class ConvNetFeatures(nn.Module):
     convolution: Callable | None = None
     dtype: Any = None
 
+    @property
+    def cam_stages(self) -> int:
+        return self.depth
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        index = 0  # the layer's place in PyTorch's Sequential, which its name is made of
-        for block in range(self.depth):
+    def __call__(
+        self, x: jax.Array, train: bool = False, stage: int | None = None
+    ) -> jax.Array:
+        """All blocks, or the one numbered `stage` of what the blocks before it made."""
+        layers = 2 + (self.norm != "none") + (self.pooling != "none")
+        for block in range(self.depth) if stage is None else (stage,):
+            # The layer's place in PyTorch's Sequential, which its name is made of.
+            index = block * layers
             x = conv(
                 x,
                 self.width,
@@ -49,7 +58,6 @@ class ConvNetFeatures(nn.Module):
             else:
                 x = norm(x, self.norm, name=f"features.{index + 1}", train=train)
                 x = POOLINGS[self.pooling](ACTIVATIONS[self.activation](x))
-            index += 2 + (self.norm != "none") + (self.pooling != "none")
         return x
 
 

@@ -31,6 +31,9 @@ class Classifier(nn.Module):
     def features(self, images: jax.Array) -> jax.Array:
         return self.body(images, False)
 
+    def stage(self, maps: jax.Array, number: int) -> jax.Array:
+        return self.body(maps, False, stage=number)
+
     def classify(self, features: jax.Array) -> jax.Array:
         return self.head(features)
 
@@ -148,6 +151,28 @@ class Network:
         variables = self._variables(theta, self._running(batch_stats))
         features: Any = self.module.apply(variables, images, method="features")
         return features.astype(theta.dtype)
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages `stage` has: a ConvNet's blocks, a ResNet's four, else one."""
+        return getattr(self.module.body, "cam_stages", 1)
+
+    def stage(
+        self, number: int, theta: jax.Array, maps: jax.Array, batch_stats: dict | None = None
+    ) -> jax.Array:
+        """The maps `[n, h, w, c]` after a stage, of those before it; `features` is all in a row.
+
+        Args:
+            number: from 0, which takes the images.
+            theta: `[P]`.
+            maps: `[n, h, w, c]`.
+            batch_stats: as in `apply`.
+        """
+        if self.num_stages == 1:
+            return self.features(theta, maps, batch_stats)
+        variables = self._variables(theta, self._running(batch_stats))
+        made: Any = self.module.apply(variables, maps, number, method="stage")
+        return made.astype(theta.dtype)
 
     def classify(
         self, theta: jax.Array, features: jax.Array, batch_stats: dict | None = None

@@ -38,19 +38,32 @@ class ResNetFeatures(nn.Module):
     convolution: Callable | None = None
     dtype: Any = None
 
+    @property
+    def cam_stages(self) -> int:
+        return len(BLOCKS[self.depth])
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, train: bool = False, stage: int | None = None
+    ) -> jax.Array:
+        """All, or the one of `layer1` to `layer4` numbered `stage`; the first has the stem."""
+        counts = BLOCKS[self.depth]
+        for number in range(len(counts)) if stage is None else (stage,):
+            if number == 0:
+                x = self._stem(x, train)
+            for block in range(counts[number]):
+                stride = 2 if number > 0 and block == 0 else 1
+                x = self._block(
+                    x, self.width * 2**number, stride, f"layer{number + 1}.{block}", train
+                )
+        return x
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         stem = (7, 2, 3) if self.imagenet_stem else (3, 1, 1)
         x = self._conv(x, self.width, *stem, "conv1")
         x = nn.relu(norm(x, self.norm, name="bn1", train=train))
         if self.imagenet_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, count in enumerate(BLOCKS[self.depth]):
-            for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = self._block(
-                    x, self.width * 2**stage, stride, f"layer{stage + 1}.{block}", train
-                )
         return x
 
     def _conv(

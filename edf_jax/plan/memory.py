@@ -195,7 +195,13 @@ def maps_bytes(config, network: Network, num_images: int) -> int:
     """Memory of the class activation maps of all synthetic images; 0 where none are made."""
     if config.distill.pixel_weight != "dae":
         return 0
-    return _maps(_cam_network(config, network), num_images, config.cam.method)
+    count = _cam_count(config)
+    return _maps(_cam_network(config, network), num_images, config.cam.method, count)
+
+
+def _cam_count(config) -> int:
+    """How many networks' maps are averaged."""
+    return config.experts.num if config.cam.network == "experts" else 1
 
 
 def _cam_network(config, network: Network) -> Network:
@@ -205,22 +211,30 @@ def _cam_network(config, network: Network) -> Network:
 
 
 @functools.cache
-def _maps(network: Network, num_images: int, method: str) -> int:
-    function, arguments = _maps_of(network, num_images, method)
+def _maps(network: Network, num_images: int, method: str, count: int) -> int:
+    function, arguments = _maps_of(network, num_images, method, count)
     return _bytes(arguments) + int(_FORWARD * costs.peak_bytes(function, *arguments))
 
 
 def maps_program(config, network: Network, num_images: int) -> tuple[Callable, tuple]:
     """The jitted function of class activation maps, and abstract arguments."""
-    function, arguments = _maps_of(_cam_network(config, network), num_images, config.cam.method)
+    count = _cam_count(config)
+    cam = _cam_network(config, network)
+    function, arguments = _maps_of(cam, num_images, config.cam.method, count)
     return jax.jit(function), arguments
 
 
-def _maps_of(network: Network, num_images: int, method: str) -> tuple[Callable, tuple]:
+def _maps_of(
+    network: Network, num_images: int, method: str, count: int
+) -> tuple[Callable, tuple]:
     cam = types.SimpleNamespace(method=method, beta=1.0, threshold=0.0)
     as_pixels = types.SimpleNamespace(parametrisation="pixels", parametrisation_factor=1)
     config = types.SimpleNamespace(cam=cam, distill=as_pixels)
     theta, batch_stats = jax.eval_shape(network.init, key_shape())
+    if count > 1:
+        theta, batch_stats = jax.tree.map(
+            lambda leaf: _shape(count, *leaf.shape), (theta, batch_stats)
+        )
     images, labels = (
         _shape(num_images, *network.image_shape),
         _shape(num_images, network.num_classes),

@@ -401,9 +401,12 @@ def _distillation_lines(plan: Plan) -> list[str]:
 def _cam_network(plan: Plan) -> str:
     cam = plan.config.cam
     if cam.weights:
-        return f"imported weights ({cam.weights})"
+        asked = ", asked for the labels' numbers as classes" if cam.classes == "official" else ""
+        return f"imported weights ({cam.weights}){asked}"
     if cam.network == "trained":
         return "a network trained on the real data"
+    if cam.network == "experts":
+        return f"the last snapshots of {plan.config.experts.num} experts, averaged"
     told = "the first expert's last snapshot"
     if plan.config.published and cam.network == "auto":
         told += " (published with an ImageNet ResNet-18: cam.weights=FILE)"

@@ -74,6 +74,8 @@ class Row:
         device_memory: the most that an accelerator held, in MiB.
         experts: the name of the run that trained them, and its seconds.
         initial: of the images that each run started from; None where it wasn't measured.
+        paper_statistic: the largest of each run's evaluations while distilling, each by networks of
+            its own; None where they weren't.
         stored: what the set takes; None where its result doesn't tell.
         labels: whose labels all of these are with (`evaluate.labels`).
         by_labels: as `last`, of each label regime that was measured beside.
@@ -89,6 +91,7 @@ class Row:
     device_memory: float | None
     experts: tuple[str, float] | None
     initial: Figure | None = None
+    paper_statistic: Figure | None = None
     stored: StoredBytes | None = None
     labels: str = "own"
     by_labels: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
@@ -107,7 +110,12 @@ class Row:
             "seeds": len(self.last.by_seed),
             "networks": sum(len(values) for values in self.last.by_seed),
         }
-        others = {"best_on_test": self.best, "average": self.average, "initial": self.initial}
+        others = {
+            "best_on_test": self.best,
+            "paper_statistic": self.paper_statistic,
+            "average": self.average,
+            "initial": self.initial,
+        }
         others |= {f"{name}_labels": self.by_labels.get(name) for name in LABEL_REGIMES}
         for name, figure in others.items():
             figures[f"{name}_mean"] = None if figure is None else round(figure.mean, 3)
@@ -137,9 +145,10 @@ class Row:
                 for name in LABEL_REGIMES
             },
             "best on test, %": "" if self.best is None else self.best.text,
+            "as papers count, %": "" if (paper := self.paper_statistic) is None else paper.text,
             "moving average, %": "" if self.average is None else self.average.text,
             BYTES: "" if self.stored is None else self.stored.text,
-            "labels": self.labels,
+            "labels": "" if self.labels == "own" else self.labels,
             "epochs x steps": "" if self.length is None else "{} x {}".format(*self.length),
             "seconds": f"{self.seconds:.0f}",
             "memory, MiB": f"{self.memory:.0f}",
@@ -178,6 +187,7 @@ def _row(label: str, runs: Sequence[GridRun], grid: Grid) -> Row:
         max(device, default=None),
         experts,
         _figure(results, "initial"),
+        _figure(results, "paper_statistic"),
         stored=StoredBytes.of_figures(results[0], kind),
         labels=results[0].get("labels", "own"),
         by_labels=_by_labels(results, kind),
@@ -378,6 +388,8 @@ def _notes(rows: Sequence[Row]) -> str:
         "Best on test: the evaluation of each run that was best on test data.",
         "Seconds: distilling and evaluating, a run's mean.",
     ]
+    if any(row.paper_statistic for row in rows):
+        notes.append("As papers count: the largest of each run's evaluations, by new networks.")
     experts = dict(row.experts for row in rows if row.experts)
     if experts:
         shown = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in experts.items())

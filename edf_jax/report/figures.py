@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def before_after(
 
 
 def _columns_of_classes(both, chosen, names, depth, theme) -> bytes:
-    left, top, y = 118, 44, 0
+    left, top, y = 118, 58, 0
     blocks = []
     for start in range(0, len(chosen), 10):
         line = slice(start, start + 10)
@@ -162,11 +163,13 @@ class _Canvas:
         self.text(x - 14, y + pixels.shape[0] / 2, title, ha="right", va="center")
 
     def names(self, names: Sequence[str], x: float, width: float, y: float) -> None:
-        """A name over each of as many columns."""
+        """A name over each of as many columns, on two lines at most."""
         cell = (width + 2) / max(len(names), 1)
+        letters = max(4, int(cell / 10.5))
+        style = {"fontsize": 6.5, "ha": "center", "linespacing": 1.1, "color": self._theme.ink}
         for i, name in enumerate(names):
-            text = pictures.short_name(name, max(4, int(cell / 12)))
-            self.text(x + (i + 0.5) * cell, y, text, ha="center", color=self._theme.ink)
+            lines = textwrap.wrap(name, letters, max_lines=2, placeholder="…") or [name]
+            self.text(x + (i + 0.5) * cell, y, "\n".join(lines), **style)
 
     def png(self) -> bytes:
         return png(self._figure)

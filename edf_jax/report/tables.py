@@ -42,6 +42,7 @@ _TITLES = {
     "average": "Distilled, moving average",
     "best_on_held_out": "Distilled, best on held-out images",
     "best_on_test": "Distilled, best on test",
+    "paper_statistic": "Distilled, largest while distilling",
     "full": "All real data",
 }
 _SCORES = {
@@ -161,6 +162,9 @@ def _own_note(kind: str, result: Mapping[str, Any]) -> str:
     if kind in ("best_on_test", "best_on_held_out"):
         chosen = "test" if kind == "best_on_test" else "held-out training"
         return f"chosen on {chosen} data" + ("" if step is None else f", iteration {step}")
+    if kind == "paper_statistic":
+        count = result.get("paper_statistic_evaluations")
+        return f"as papers count: the largest of {count} evaluations, each by new networks"
     return result.get("full_how", "what distillation aims at")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from edf_jax.methods.gradcam import ArrayFunction, Stages
 from edf_jax.models import Network
 from edf_jax.runtime import storage
 from edf_jax.training.loop import predict
@@ -20,7 +21,7 @@ class TrainedNetwork:
 
     Attributes:
         network: the architecture.
-        theta: `[P]`.
+        theta: `[P]`; or `[K, P]`, and so the statistics, of K networks whose maps are averaged.
         batch_stats: {} where it has none.
         name: which one it is, for people.
         class_indices: its class for each of ours, `[C]`; None where they are the same.
@@ -45,6 +46,18 @@ class TrainedNetwork:
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(self.arrays)]
         parts = "".join(storage.digest(array) for array in arrays)
         return storage.fingerprint(parts.encode())[:16]
+
+    def halves(self, arrays: tuple[jax.Array, Any]) -> tuple[Stages, ArrayFunction]:
+        """What `gradcam`'s methods take: from inputs to feature maps, and from those to logits."""
+        theta, batch_stats = arrays
+        network = self.network
+
+        def stage(number: int, maps: jax.Array) -> jax.Array:
+            return network.stage(number, theta, maps, batch_stats)
+
+        numbers = range(network.num_stages)
+        features = Stages(functools.partial(stage, number) for number in numbers)
+        return features, lambda maps: network.classify(theta, maps, batch_stats)
 
     def logits(self, arrays: tuple[jax.Array, Any], inputs: jax.Array) -> jax.Array:
         """Of our classes, `[n, C]`, of normalised `inputs [n, H, W, C]`."""

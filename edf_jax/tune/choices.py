@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression
 
 # What is given up of the best for the sake of a smaller number: less noise, less work.
 _OF_FASTEST = 0.5
-_LOSS_TOLERANCE, _TARGETS_SHARE, _STEPS_SHARE = 0.05, 0.8, 0.9
+_LEARNED_SHARE, _TARGETS_SHARE, _STEPS_SHARE = 0.85, 0.8, 0.9
 _EARLY_SHARE, _FOLLOWED_SHARE = 0.3, 0.25
 # So many times as far into a trajectory as the first images do, distilled ones are followed.
 _REACH = 3
@@ -30,7 +30,7 @@ _CLOSE, _WIDEST = 1.15, 8.0
 _PIXEL_STEP, _LOGIT_STEP, _USUAL = 0.04, 0.003, 300
 _LEAST_STEP = 0.1
 # Losses of a race that are nearer to each other than this say nothing.
-_TIE = 0.03
+_TIE = 0.06
 
 
 class Probes(NamedTuple):
@@ -56,18 +56,20 @@ def _or_infinite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.inf)
 
 
-def choose_expert_rate(losses: Mapping[float, float]) -> float:
+def choose_expert_rate(losses: Mapping[float, float], guessing: float) -> float:
     """Half of the smallest rate that learns about as fast as any.
 
     A few steps favour rates so large that a trajectory is mostly noise, which no student follows.
 
     Args:
         losses: held-out, after a few steps, by rate; not finite where training diverged.
+        guessing: the loss of a network that has learned nothing.
     """
     finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
     if not finite:
         return min(losses) * _OF_FASTEST
-    bar = min(finite.values()) * (1 + _LOSS_TOLERANCE)
+    lowest = min(finite.values())
+    bar = lowest + (1 - _LEARNED_SHARE) * max(guessing - lowest, 0.0)
     return rounded(min(rate for rate, loss in finite.items() if loss <= bar) * _OF_FASTEST)
 
 

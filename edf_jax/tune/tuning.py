@@ -161,8 +161,9 @@ class Tuning:
             # Test images of every epoch are counted in, about.
             self._record["expert_step_seconds"] = 1.1 * (time.monotonic() - began) / TRIED_STEPS
         self.choose(
-            "experts.lr", choices.choose_expert_rate(tried), "half of the smallest that learns "
-            "about as fast as any", tried, _HELD_OUT,
+            "experts.lr",
+            choices.choose_expert_rate(tried, math.log(dataset.info.num_classes)),
+            "half of the smallest that learns about as fast as any", tried, _HELD_OUT,
         )  # fmt: skip
 
     def _apart(self, dataset: Dataset) -> Dataset:

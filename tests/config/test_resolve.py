@@ -84,6 +84,7 @@ def test_resolving_twice_changes_nothing():
         ("distill.current_max_start_epoch", 41, "is over distill.max_start_epoch=40"),
         ("distill.min_start_epoch", 20, "leaves no start epoch below"),
         ("cam.network", "imported", "needs cam.weights=FILE"),
+        ("cam.classes", "official", "an ImageNet network, and there is none"),
         ("parallel.trajectory", 2, "must divide distill.trajectories=1"),
     ],
 )
@@ -98,6 +99,21 @@ def test_the_first_bound_of_start_epochs_matters_only_where_the_bound_grows():
     resolve(default_config(**values, **{"distill.start_schedule": "fixed"}))
     with pytest.raises(UserError, match="current_max_start_epoch"):
         resolve(default_config(**values))
+
+
+def test_the_best_maps_come_only_where_they_are_asked_for():
+    def maps(**values):
+        cam = resolve(default_config(**values)).cam
+        return cam.method, cam.network
+
+    assert maps() == ("grad_cam", "auto")
+    assert maps(**{"cam.method": "auto"}) == ("layer_cam", "experts")
+    assert maps(**{"cam.method": "auto", "cam.network": "expert"}) == ("layer_cam", "expert")
+    imported = {"cam.method": "auto", "cam.weights": "resnet18.pth"}
+    assert maps(**imported) == ("layer_cam", "auto")
+    # Resolved once more, as a comparison does.
+    again = resolve(resolve(default_config(**{"cam.method": "auto"})))
+    assert again.cam.network == "experts"
 
 
 def test_combined_network_names_are_known():

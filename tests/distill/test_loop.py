@@ -227,6 +227,25 @@ def test_best_on_test_is_the_best_of_the_evaluations(tmp_path, store):
     assert distilled_set.load(tmp_path / "distilled" / "last.safetensors").step == 6
 
 
+def test_evaluations_by_fresh_networks_tell_their_largest_accuracy_so_far(tmp_path, store):
+    worth = {0: 9.0, 3: 3.0, 6: 5.0, 9: 4.0}
+
+    def told(**values):
+        tiny.run_distillation(
+            tiny.config("datm", **values),
+            tmp_path,
+            store,
+            on=lambda distilled, it: tiny.Accuracy(worth[it]),
+        )
+        rows = tiny.rows(tmp_path, "evaluate")
+        return [(row.get("paper_statistic"), row.get("paper_statistic_of")) for row in rows]
+
+    assert told() == [(None, None)] * 3
+    # Those by networks that all evaluations shared aren't counted.
+    more = {"distill.iterations": 9, "evaluate.during_fresh": True}
+    assert told(**more) == [(None, None), (None, None), (5.0, 1), (5.0, 2)]
+
+
 def test_another_evaluation_half_way_starts_a_new_best(tmp_path, store, caplog):
     worth = {0: 9.0, 3: 5.0, 6: 4.0, 9: 3.0}
 

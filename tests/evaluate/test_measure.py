@@ -20,8 +20,9 @@ from edf_jax.experts import difficulty
 from edf_jax.methods import rded
 from edf_jax.methods.parametrisation.multi_formation import multi_formation
 from edf_jax.models.choose import MATCHED, POOLS, expand, network_for
-from edf_jax.report import comparison
+from edf_jax.report import comparison, tables
 from edf_jax.report.tables import result_table
+from edf_jax.runs.metrics import MetricsWriter
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
 from edf_jax.training.trained import TrainedNetwork
@@ -500,6 +501,38 @@ def test_a_run_is_judged_beside_its_references(dataset, run, monkeypatch):
 
     monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("measured again"))
     assert evaluate({"command": "another"})["rows"] == result["rows"]
+
+
+def test_evaluations_while_distilling_share_their_networks_unless_each_is_to_have_its_own(dataset):
+    distilled = make_distilled(dataset)
+
+    def accuracies(**values):
+        evaluate = stage.periodic(make_config(**{"evaluate.during_num": 2, **values}), dataset)
+        return [evaluate(distilled, iteration).values for iteration in (0, 5, 5)]
+
+    first, second, again = accuracies()
+    assert first == second == again
+    first, second, again = accuracies(**{"evaluate.during_fresh": True})
+    assert first != second and second == again
+
+
+def test_the_papers_statistic_stands_beside_the_result(dataset, run):
+    with MetricsWriter(run, tensorboard=False) as metrics:
+        metrics.write(0, "evaluate", accuracy_mean=61.0, num_networks=1)
+    config = make_config(**{"evaluate.baselines": ""})
+
+    def result():
+        return stage.evaluate_run(config, dataset, [], run, teacher=_no_teacher)
+
+    honest = result()
+    assert not any(name.startswith("paper_statistic") for name in honest)
+    with MetricsWriter(run, tensorboard=False) as metrics:
+        own = {"paper_statistic": 63.0, "paper_statistic_of": 21, "num_networks": 1}
+        metrics.write(5, "evaluate", accuracy_mean=60.0, **own)
+    found = result()
+    assert honest.items() <= found.items() and found["paper_statistic_mean"] == 63.0
+    line = {row.kind: row for row in tables.accuracies(found)}["paper_statistic"]
+    assert line.text == "63.0" and "the largest of 21 evaluations" in line.note
 
 
 def test_a_set_from_elsewhere_needs_no_run(dataset, tmp_path):

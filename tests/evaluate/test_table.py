@@ -87,7 +87,8 @@ def test_label_regimes_are_columns(tmp_path, monkeypatch):
         ("plain", "own"), ("plain", "hard"), ("rded", "own"), ("rded", "hard"),
     ]
     header = (tmp_path / "t" / "protocols.md").read_text().splitlines()[0]
-    assert header.startswith("| images | plain, own labels, ConvNet | plain, hard labels, ")
+    shown = "| images | bytes, images + labels | plain, own labels, ConvNet | plain, hard labels, "
+    assert header.startswith(shown)
     assert found["teacher"] is None
 
 

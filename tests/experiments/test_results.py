@@ -15,7 +15,7 @@ from tests import test_compare
 from tests.report.test_report import make_run
 
 _DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
-_FILES = sorted((_DOCS / "results").glob("*.csv"))
+_FILES = tables.files(_DOCS / "results")
 _MADE = {
     "command": "python -m edf_jax.compare",
     "hardware": {"device": "cpu", "cores": "2"},

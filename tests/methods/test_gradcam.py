@@ -97,6 +97,37 @@ def test_smooth_grad_cam_pp_takes_moments_over_samples_and_the_last_sample_else(
     np.testing.assert_allclose(actual, expected, atol=1e-7)
 
 
+def test_layer_cam_fuses_the_lifted_maps_of_early_layers_with_the_last():
+    def first(images):
+        return jax.nn.relu(images @ jnp.asarray(KERNEL))
+
+    def second(maps):
+        return (maps**2).reshape(-1, 4, 2, 3, 2, 5).mean((2, 4))
+
+    compute = functools.partial(gradcam.layer_cam, gradcam.Stages([first, second]), classify)
+    actual = jax.jit(compute)(jnp.asarray(IMAGES), CLASSES)
+
+    early = np.maximum(IMAGES @ KERNEL, 0)
+    late = (early**2).reshape(-1, 4, 2, 3, 2, 5).mean((2, 4))
+    of_late = _gradient(CLASSES)
+    of_early = 2 * early * of_late.repeat(2, 1).repeat(2, 2) / 4
+    maps = [
+        _normalised((np.maximum(gradient, 0) * layer).sum(3))
+        for gradient, layer in ((of_early, early), (of_late, late))
+    ]
+    larger = np.asarray(gradcam.resize_maps(jnp.asarray(maps[1]), (8, 6)))
+    expected = _normalised(np.maximum(np.tanh(2 * maps[0]), larger))
+    np.testing.assert_allclose(actual, expected, atol=1e-7)
+    # Either layer counts somewhere.
+    assert 0 < (np.tanh(2 * maps[0]) > larger).mean() < 1
+
+
+def test_layer_cam_of_one_layer_weighs_each_position_by_its_positive_gradient():
+    maps = np.asarray(features(jnp.asarray(IMAGES)))
+    expected = _normalised((np.maximum(_gradient(CLASSES), 0) * maps).sum(3))
+    np.testing.assert_allclose(_maps("layer_cam"), expected, atol=1e-7)
+
+
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_maps_have_the_size_and_dtype_of_the_images_and_reach_zero_and_near_one(method):
     maps = _resized(method, IMAGES.astype(np.float32), CLASSES, jax.random.key(0))
@@ -104,7 +135,7 @@ def test_maps_have_the_size_and_dtype_of_the_images_and_reach_zero_and_near_one(
     assert maps.min() == 0 and 0.5 < maps.max() <= 1
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "grad_cam_pp"])
+@pytest.mark.parametrize("method", ["grad_cam", "grad_cam_pp", "layer_cam"])
 def test_an_image_s_map_does_not_depend_on_its_neighbours(method):
     together = _resized(method, IMAGES, CLASSES)
     alone = _resized(method, IMAGES[1:2], CLASSES[1:2])

@@ -167,6 +167,37 @@ def test_ravel_undoes_unravel():
 
 
 @pytest.mark.parametrize(
+    ("name", "side", "sizes"),
+    [
+        ("ConvNetD3W8", 16, [8, 4, 2]),
+        ("ConvNetD2W8BN", 16, [8, 4]),
+        ("ConvNetD2W8NP", 8, [8, 8]),
+        ("ResNet18", 16, [16, 8, 4, 2]),
+        ("ResNet18BN_AP", 16, [16, 8, 4, 2]),
+        ("ResNet18BNImageNet", 64, [16, 8, 4, 2]),
+        ("LeNet", 32, [5]),
+    ],
+)
+def test_stages_in_a_row_are_the_features(name, side, sizes):
+    network = build_network(name, num_classes=3, image_shape=(side, side, 3))
+    images = jax.random.normal(jax.random.key(1), (2, side, side, 3))
+
+    @jax.jit
+    def both(key):
+        theta, batch_stats = network.init(key)
+        maps, found = images, []
+        for number in range(network.num_stages):
+            maps = network.stage(number, theta, maps, batch_stats)
+            found.append(maps)
+        return found, network.features(theta, images, batch_stats)
+
+    found, features = both(jax.random.key(2))
+    assert [maps.shape[1] for maps in found] == sizes
+    np.testing.assert_allclose(found[-1], features, atol=1e-5)
+
+
+
+@pytest.mark.parametrize(
     ("name", "shape", "settings"),
     [
         ("ConvNet", (10, 14, 1), {}),

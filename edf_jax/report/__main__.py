@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = parser.parse_args(arguments)
         if options.serve is not None:
+            if options.csv or options.table:
+                raise UserError("--serve shows pages: leave out --csv and --table")
             return _serve(options.runs, options.serve)
         one = len(options.runs) == 1 and not (options.csv or options.table)
         try:

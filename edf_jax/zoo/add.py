@@ -11,9 +11,11 @@ from typing import Any
 
 from edf_jax import distilled_set
 from edf_jax.distilled_set import ZOO, DistilledSet
-from edf_jax.runs.files import open_run, selected
+from edf_jax.runs import tuned
+from edf_jax.runs.files import RunFiles, open_run, selected
 from edf_jax.runtime import storage
 from edf_jax.runtime.errors import UserError
+from edf_jax.tune import budget
 from edf_jax.zoo.catalogue import MOST_BYTES
 
 # Of a row of a result: what another machine can't use, or the card says once.
@@ -57,6 +59,7 @@ def add(
         raise UserError(f"with {name} the zoo is larger than {MOST_BYTES // 10**6} MB")
     portable.save(path)
     about = _about(portable, result, licence, path.stat().st_size)
+    about["made"]["found"] = _found(files, portable.config)
     card = {"about": about, "result": _portable_result(result)}
     storage.write_record(path.with_suffix(".json"), card)
     return path
@@ -98,6 +101,13 @@ def _about(
             "hardware": result["hardware"],
         },
     }
+
+
+def _found(run: RunFiles, config: Mapping[str, Any]) -> list[str]:
+    """The flags that pin what a run found by itself: another machine would find other sizes."""
+    sizes = {key: config[key] for key in budget.KEYS if config.get("budget.minutes")}
+    chosen = {**sizes, **run.tuned.get("chosen", {})}
+    return tuned.flags(chosen, config.get("distill.alpha_step", "log"))
 
 
 def _portable_result(result: Mapping[str, Any]) -> dict[str, Any]:

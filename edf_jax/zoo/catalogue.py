@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ class Card(NamedTuple):
 
     Attributes:
         about: `data` (name, digest, classes, resolution), `method`, `images`, `bytes` and
-            `digest` of the set, `seed`, `licence` of its images, `made` (command, versions,
-            hardware).
+            `digest` of the set, `seed`, `licence` of its images, `made` (command, flags that pin
+            what the run `found` by itself, versions, hardware).
         result: as in a run's `result.json`: under `rows` the accuracies of every kind of images,
             network, protocol and label regime.
     """
@@ -33,9 +33,9 @@ class Card(NamedTuple):
     result: Mapping[str, Any]
 
 
-def names(folder: pathlib.Path = ZOO) -> list[str]:
+def names() -> list[str]:
     """The names of the sets, in order."""
-    return sorted(path.stem for path in folder.glob("*.safetensors"))
+    return sorted(path.stem for path in ZOO.glob("*.safetensors"))
 
 
 def read_card(name: str) -> Card:
@@ -84,17 +84,24 @@ def card_text(name: str) -> str:
         "made from": f"{data['name']}, {result['num_test_images']} test images, "
         f"digest {data['digest']}",
         "method": f"{about['method']}, seed {about['seed']}",
-        "network": f"{result['network']}, width {about['width']}",
+        "network": result["network"] + (f", width {width}" if (width := about["width"]) else ""),
         "made by": made["command"],
         "with": ", ".join(f"{package} {version}" for package, version in made["versions"].items()),
         "on": f"{made['hardware']['device']} ({made['hardware']['cpu']})",
         "licence": about["licence"],
     }
-    width = max(map(len, facts))
-    lines = [f"{title:<{width}}  {value}" for title, value in facts.items()]
-    again = f"{made['command']} --stage=evaluate --config.evaluate.distilled=zoo:{name}"
+    longest = max(map(len, facts))
+    lines = [f"{title:<{longest}}  {value}" for title, value in facts.items()]
+    again = " ".join(score_command(name))
     use = [f'to load it:     edf_jax.load("zoo:{name}")', f"to score it:    {again}"]
     return "\n".join([name, "", *lines, "", result_table(result), "", *use])
+
+
+def score_command(name: str) -> list[str]:
+    """The words of the command that scores a set as its run did, `--workdir` left out."""
+    made = read_card(name).about["made"]
+    evaluate = ["--stage=evaluate", f"--config.evaluate.distilled=zoo:{name}"]
+    return [*shlex.split(made["command"]), *made["found"], *evaluate]
 
 
 def picture(found: DistilledSet, side: int = 64):

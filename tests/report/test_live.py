@@ -91,6 +91,8 @@ def test_a_port_that_is_taken_and_no_run_are_told_in_a_line(tmp_path, capsys):
     with live.serve([run], 0) as server:
         assert main([str(run), f"--serve={server.server_address[1]}"]) == 2
         assert "give another, --serve=PORT" in capsys.readouterr().err
+    assert main([str(run), "--serve", "--csv"]) == 2
+    assert "leave out --csv" in capsys.readouterr().err
     with pytest.raises(UserError, match="port 99999"):
         live.serve([run], 99999)
     with pytest.raises(UserError, match="is no run"):

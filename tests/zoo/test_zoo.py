@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from PIL import Image
 
 import edf_jax
 from edf_jax import distilled_set, main
+from edf_jax.config.flags import parse
+from edf_jax.config.resolve import autos, flatten, resolve
 from edf_jax.export import export_run
 from edf_jax.runtime.errors import UserError
 from edf_jax.zoo import __main__ as command
@@ -122,6 +123,17 @@ def test_a_run_that_does_not_fit_is_refused(tmp_path, name, result, told):
     assert not list(zoo.iterdir())
 
 
+def test_what_a_run_found_is_pinned_where_its_set_is_scored():
+    assert not catalogue.read_card(DIGITS).about["made"]["found"]
+    command = catalogue.score_command(NETTE)
+    flags = [word for word in command[3:] if not word.startswith("--config.data.path")]
+    config = resolve(parse(["main", *flags], main._define_flags).config)
+    own = edf_jax.load(f"zoo:{NETTE}").config
+    sizes = ("model.width", "data.resolution", "evaluate.epochs", "augment.crop_ratio")
+    assert not autos(flatten(config))
+    assert {key: flatten(config)[key] for key in sizes} == {key: own[key] for key in sizes}
+
+
 def test_an_export_tells_the_accuracy_of_the_card(tmp_path):
     out = export_run(f"zoo:{NETTE}", "images", tmp_path / "nette")
     record = json.loads((out / "distilled_set.json").read_text())
@@ -132,8 +144,7 @@ def test_an_export_tells_the_accuracy_of_the_card(tmp_path):
 
 def _score(name: str, tmp_path: pathlib.Path, *flags: str) -> dict:
     """The result of the command by which a card says that its set is scored."""
-    command = shlex.split(catalogue.read_card(name).about["made"]["command"])
-    command += ["--stage=evaluate", f"--config.evaluate.distilled=zoo:{name}"]
+    command = catalogue.score_command(name)
     command += [*flags, "--config.evaluate.baselines=", f"--workdir={tmp_path / 'run'}"]
     assert main.main(command[2:]) == 0
     return json.loads((tmp_path / "run" / "result.json").read_text())

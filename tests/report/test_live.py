@@ -123,7 +123,7 @@ def test_a_browser_shows_runs_side_by_side(tmp_path):
     runs = [_going_on(tmp_path / "one"), make_run(tmp_path / "two", iterations=8)]
     with _served(*runs) as address:
         flags = ("--window-size=1200,900", f"--screenshot={tmp_path / 'both.png'}")
-        _browse(f"{address}/", tmp_path, *flags, "--virtual-time-budget=20000")
+        _browse(f"{address}/", tmp_path, *flags, "--virtual-time-budget=5000")
     from PIL import Image
 
     with Image.open(tmp_path / "both.png") as picture:

@@ -55,7 +55,7 @@ def draw(run: pathlib.Path, target: pathlib.Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.6 * rows), squeeze=False)
     for axis, key in zip(axes.flat, [key for key in _PANELS if key in curves]):
         title, logarithmic = _PANELS[key]
-        points = [(v, s) for v, s in curves[key]["tried"] if s is not None]
+        points = [(v, s) for v, s in curves[key]["tried"] if v and s is not None]
         axis.plot(*zip(*points), "o-", color="#3b6ea8", markersize=4)
         axis.axvline(tuned["chosen"][key], color="#c0504d", linewidth=1)
         axis.set_title(f"{title}\n{key} = {tuned['chosen'][key]:g}", fontsize=9)

@@ -202,6 +202,12 @@ _DISTILL = {
     "distill.threshold": Key(
         1.5, "matching losses over it change nothing; 0 is no gate", _EDF, at_least=0, auto=1.5
     ),
+    "distill.clip": Key(
+        0.0,
+        "an iteration whose images' gradient is longer counts for as much less; 0 is no limit",
+        at_least=0,
+        auto=0.0,
+    ),
     "distill.loss_mask": Key(
         AUTO, "which parameters count", "the method", (AUTO, "none", "cpd", "deep_layers")
     ),

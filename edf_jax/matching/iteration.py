@@ -123,6 +123,7 @@ def outer_step(
     weight: jax.Array,
     threshold: float,
     *,
+    clip: float = 0.0,
     decay: float = 0.0,
     to_parameters: Callable[[jax.Array], jax.Array] = lambda gradient: gradient,
 ) -> tuple[SynState, jax.Array]:
@@ -136,6 +137,9 @@ def outer_step(
         weight: `[n, H, W, 1]`, multiplies the images' gradient (DAE).
         threshold: the gate; 0 is none. Past it, past `DIVERGED_LOSS`, or where a number of the
             gradients or of what they lead to isn't finite, nothing moves, momentum included.
+        clip: where the images' gradient is longer, all gradients are shortened by what makes it as
+            long; 0 is no limit. Now and then a student's path is chaotic, and its gradient a
+            hundred times as long as any other.
         decay: of the images' moving average, where the state has one.
         to_parameters: gradient of the decoded images -> that of what is stored of them.
 
@@ -145,6 +149,9 @@ def outer_step(
     keep = loss <= min(threshold or DIVERGED_LOSS, DIVERGED_LOSS)
     for leaf in gradients:
         keep &= jnp.all(jnp.isfinite(leaf))
+    if clip:
+        share = jnp.minimum(1, clip / optax.tree.norm(gradients.images))
+        gradients = jax.tree.map(lambda leaf: leaf * share, gradients)
     gradients = gradients._replace(images=to_parameters(gradients.images * weight))
     updates, momentum = optimiser.update(gradients, state.momentum, state.values)
     values = optax.apply_updates(state.values, updates)
@@ -191,8 +198,8 @@ def make_iteration(
         seen = state.values._replace(images=images)
         loss, gradients, labels = match(seen, ops, starts, targets, keys)
         state, skipped = outer_step(
-            optimiser, state, loss, gradients, weight, options.threshold, decay=options.average,
-            to_parameters=lambda gradient: pull_back(gradient)[0],
+            optimiser, state, loss, gradients, weight, options.threshold, clip=options.clip,
+            decay=options.average, to_parameters=lambda gradient: pull_back(gradient)[0],
         )  # fmt: skip
         if family.LABELS[options.labels].of_target:
             labels = jnp.where(skipped, state.values.labels, labels)

@@ -29,8 +29,8 @@ _CLOSE, _WIDEST = 1.15, 8.0
 # label's logit by that of its own, both with what momentum adds.
 _PIXEL_STEP, _LOGIT_STEP, _USUAL = 0.04, 0.003, 300
 _LEAST_STEP = 0.1
-# Losses of a race that are nearer to each other than this say nothing.
-_TIE = 0.06
+# The share of what any rate brings down the loss of a race that is enough.
+_RACED_SHARE = 0.75
 
 
 class Probes(NamedTuple):
@@ -225,12 +225,14 @@ def choose_raced(losses: Mapping[float, float]) -> float:
     A short race favours large rates, which a long distillation pays for.
 
     Args:
-        losses: by rate; not finite where the set flew apart.
+        losses: by rate; that of rate 0 is what labels and alpha reach by themselves. Not finite
+            where the set flew apart.
     """
-    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    finite = {rate: loss for rate, loss in losses.items() if rate and math.isfinite(loss)}
     if not finite:
-        return min(losses)
-    bar = min(finite.values()) * (1 + _TIE)
+        return min(rate for rate in losses if rate)
+    lowest = min(finite.values())
+    bar = lowest + (1 - _RACED_SHARE) * max(losses[0.0] - lowest, 0.0)
     return min(rate for rate, loss in finite.items() if loss <= bar)
 
 

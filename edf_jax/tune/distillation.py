@@ -30,13 +30,15 @@ _ALPHA_STEP = 0.02
 # Iterations of a race, of them the last that are judged, what its rates differ by, and the
 # iterations whose gradients make the first guess.
 _RACE, _JUDGED, _FACTOR, _FIRST = 5, 3, 3.0, 2
+# A gradient that is so many times as long as those of the first set is an accident.
+_LONGEST = 3
 _FEWEST_ITERATIONS, _MOST_ITERATIONS = 50, 1000
 _STUDENTS = (
     "distill.syn_steps", "distill.expert_epochs", "distill.lr_teacher", "distill.threshold",
     "distill.min_start_epoch", "distill.current_max_start_epoch", "distill.max_start_epoch",
     "distill.expansion_end",
 )  # fmt: skip
-_RATES = ("distill.lr_lr", "distill.lr_y", "distill.lr_img")
+_RATES = ("distill.lr_lr", "distill.lr_y", "distill.lr_img", "distill.clip")
 # What a curve's score is.
 _MATCHING, _AT_BEST, _RACED = (
     "matching loss at the start",
@@ -68,9 +70,13 @@ def for_distillation(
     initial = make_initial(reckoned(tuning.config))
     if tuning.lacks(*_STUDENTS):
         _choose_students(tuning, dataset, store, initial)
-    if tuning.lacks("distill.iterations", "distill.lr_y", "distill.lr_img"):
+    if tuning.lacks("distill.iterations", "distill.lr_y", "distill.lr_img", "distill.clip"):
         gradients = _gradients(tuning, dataset, store, initial)
         norms = gradients.start(_FIRST)
+        tuning.choose(
+            "distill.clip", choices.rounded(_LONGEST * max(gradients.lengths)),
+            f"{_LONGEST} times as long as at the start",
+        )  # fmt: skip
         _choose_iterations(tuning, gradients.seconds, initial, spent())
         _choose_label_rate(tuning, initial, norms[1])
         _choose_alpha_step(tuning)
@@ -207,7 +213,7 @@ def _choose_iterations(tuning: Tuning, each: float, initial: DistilledSet, spent
     # In forward passes of an image, as in `plan.hours`.
     iteration = 9 * options.syn_steps * min(options.batch_syn, images) * options.trajectories
     evaluation = 3 * images * budget.trainings(tuning.config)
-    race = 0 if not tuning.lacks("distill.lr_img") else 3 * _RACE
+    race = 0 if not tuning.lacks("distill.lr_img") else 4 * _RACE
     left = tuning.config.budget.minutes * 60 - spent - each * (race + evaluation / iteration)
     count = int(np.clip(left / each, _FEWEST_ITERATIONS, _MOST_ITERATIONS))
     tuning.choose(
@@ -237,7 +243,7 @@ def _choose_image_rate(
     )
     others = {"lr_y": options.lr_y, "lr_lr": options.lr_lr}
     tried: dict[float, float] = {}
-    for factor in (1 / _FACTOR, 1, _FACTOR):
+    for factor in (0.0, 1 / _FACTOR, 1, _FACTOR):
         rate = choices.rounded(guess * factor)
         tried[rate] = gradients.race({**others, "lr_img": rate}, _JUDGED)
     tuning.choose(

@@ -188,6 +188,7 @@ class Gradients:
 
     Attributes:
         seconds: the least that an iteration took.
+        lengths: of the images' gradients so far.
 
     Args:
         config: resolved.
@@ -210,6 +211,7 @@ class Gradients:
             "distill.lr_img": 1.0, "distill.lr_y": 1.0, "distill.lr_lr": 1.0,
             "distill.alpha_step": "plain", "distill.momentum_img": 0.0, "distill.momentum_y": 0.0,
             "distill.momentum_lr": 0.0, "distill.threshold": 0.0, "distill.average": 0.0,
+            "distill.clip": 0.0,
             "distill.trajectories": 1, "parallel.trajectory": 1,
         }  # fmt: skip
         self._config, alone = config, resolve(config, **values)
@@ -222,7 +224,7 @@ class Gradients:
         )
         self._pairs = [store.pair(*choice, config.distill.expert_epochs) for choice in choices]
         self._key = randomness.stream(config.seed, "tried rates")
-        self.seconds = math.inf
+        self.seconds, self.lengths = math.inf, list[float]()
 
     def at(self, values: Learnable, index: int) -> tuple[float, Learnable]:
         """The matching loss of iteration `index`, and its gradients."""
@@ -236,6 +238,7 @@ class Gradients:
         )
         gradients = jax.tree.map(jnp.subtract, values, state.values)
         loss = float(report["loss"])
+        self.lengths.append(float(report["gradient_images"]))
         # The first takes a compilation besides.
         self.seconds = min(self.seconds, time.monotonic() - began)
         return loss, gradients

@@ -31,7 +31,7 @@ from edf_jax.tune.measure import TRIED_STEPS, expert_curve, expert_losses
 # Set aside for the choice of the experts' rate, where the config sets nothing aside for good.
 _SET_ASIDE = 0.1
 # Experts take about so many steps, and half as many again while they still learn.
-_EXPERT_STEPS, _MOST_EPOCHS, _LONGER = 600, 60, 1.5
+_EXPERT_STEPS, _MOST_EPOCHS, _LONGER, _LEAST_LONGER = 600, 60, 1.5, 1.2
 _BATCHES_PER_EPOCH, _BATCHES = 10, (16, 256)
 # Distillations that are started again because they didn't learn.
 _MENDINGS = 2
@@ -203,7 +203,8 @@ class Tuning:
         steps = -(-len(dataset.train) // self.config.experts.batch)
         longer = min(math.ceil(_LONGER * last), self._most_epochs(steps))
         epochs = choices.choose_epochs(curve, self._needed_epochs())
-        learning = epochs == last and choices.still_falls(curve) and longer > last
+        learning = epochs == last and choices.still_falls(curve)
+        learning = learning and longer >= _LEAST_LONGER * last
         if learning:
             epochs, why = longer, f"they still learned after {last} of them"
         else:

@@ -38,11 +38,11 @@ def test_each_method_tries_the_same_rates_and_takes_the_best_on_held_out_images(
         kept.append(_row(run, held_out=held_out))
     trials = [run for run in made if run.trial]
     assert [run.row for run in trials[:3]] == [f"datm, lr_img {r}" for r in (300, 1000, 3000)]
-    assert len(trials) == 9 and made[:9] == trials
-    rates = {run.row: run.values["distill.lr_img"] for run in made[9:] if run.row != "initial"}
+    assert len(trials) == 12 and made[:12] == trials
+    rates = {run.row: run.values["distill.lr_img"] for run in made[12:] if run.row != "initial"}
     assert rates["datm, crop 0.25"] == rates["datm, crop 0.125"] == 300.0
     assert rates["edf without CPD"] == 3000.0 and rates["mtt"] == 300.0
-    assert all(run.values["evaluate.during_epochs"] == 1 for run in made[9:])
+    assert all(run.values["evaluate.during_epochs"] == 1 for run in made[12:])
 
 
 def test_runs_have_identities_of_their_own_and_keep_them():

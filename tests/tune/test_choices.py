@@ -125,9 +125,14 @@ def test_images_move_as_far_whatever_the_gradients_scale():
 
 
 def test_a_race_is_won_by_the_smallest_rate_that_is_about_the_best():
-    assert choices.choose_raced({1.0: 0.9, 3.0: 0.8, 9.0: math.nan}) == 3.0
-    # Measured on ImageNette, of two networks; by hand 1000 was chosen.
-    measured = {300.0: 0.671, 1000.0: 0.633, 3000.0: 0.620, 10000.0: 0.661}
-    assert choices.choose_raced(measured) == 1000.0
-    assert choices.choose_raced({520.0: 0.755, 1500.0: 0.724, 4600.0: 0.698}) == 1500.0
-    assert choices.choose_raced({1.0: math.nan, 3.0: math.inf}) == 1.0
+    assert choices.choose_raced({0.0: 1.0, 1.0: 0.9, 3.0: 0.8, 9.0: math.nan}) == 3.0
+    assert choices.choose_raced({0.0: 1.0, 1.0: math.nan, 3.0: math.inf}) == 1.0
+    # None of them helps: the least harm.
+    assert choices.choose_raced({0.0: 0.7, 1.0: 0.71, 3.0: 0.72}) == 1.0
+    # Measured on ImageNette, of two networks, and ImageWoof; by hand 1000 was chosen.
+    for base, measured, best in (
+        (0.7, {300.0: 0.671, 1000.0: 0.633, 3000.0: 0.620, 10000.0: 0.661}, 1000.0),
+        (0.81, {520.0: 0.755, 1500.0: 0.724, 4600.0: 0.698}, 1500.0),
+        (0.78, {320.0: 0.7334, 950.0: 0.7049, 2800.0: 0.7001}, 950.0),
+    ):
+        assert choices.choose_raced({0.0: base, **measured}) == best

@@ -15,7 +15,7 @@ _AUTO = (
     "experts__batch", "experts__lr", "experts__epochs", "distill__syn_steps",
     "distill__expert_epochs", "distill__lr_teacher", "distill__min_start_epoch",
     "distill__current_max_start_epoch", "distill__max_start_epoch", "distill__expansion_end",
-    "distill__lr_img", "distill__lr_y", "distill__lr_lr",
+    "distill__lr_img", "distill__lr_y", "distill__lr_lr", "distill__clip",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Dataset distillation by trajectory matching, in JAX.
 
-`edf_jax.load(path)` reads a distilled set. Importing the package alone imports nothing else; its
-modules are there when they are asked for (`edf_jax.matching.matching_gradient`).
+`edf_jax.load(path)` reads a distilled set, and `edf_jax.torch.TensorSet` hands it to PyTorch.
+Importing the package alone imports nothing else; its modules are there when they are asked for
+(`edf_jax.matching.matching_gradient`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,16 +24,23 @@ if TYPE_CHECKING:
     from edf_jax import models as models
     from edf_jax import runs as runs
     from edf_jax import training as training
+    from edf_jax import zoo as zoo
+    from edf_jax.convert.exported import load as load
     from edf_jax.distilled_set import DistilledSet as DistilledSet
-    from edf_jax.distilled_set import load as load
+    from edf_jax.export import torch as torch
 
     __version__: str
 else:
-    _OF_SETS = ("DistilledSet", "load")
+    # Names of the package that live in its rooms.
+    _ELSEWHERE = {
+        "DistilledSet": "edf_jax.distilled_set:DistilledSet",
+        "load": "edf_jax.convert.exported:load",
+        "torch": "edf_jax.export.torch",
+    }
 
     def __getattr__(name: str) -> Any:
-        if name in _OF_SETS:
-            return getattr(importlib.import_module("edf_jax.distilled_set"), name)
+        if name in _ELSEWHERE:
+            return pkgutil.resolve_name(_ELSEWHERE[name])
         if name == "__version__":
             return importlib.metadata.version("edf_jax")
         if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
@@ -39,4 +48,4 @@ else:
         raise AttributeError(f"module 'edf_jax' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted([*globals(), *_OF_SETS, "__version__"])
+        return sorted([*globals(), *_ELSEWHERE, "__version__"])

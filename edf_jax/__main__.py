@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("edf_jax.export", "a distilled set as PNGs, npz, PyTorch, Hugging Face or TFDS"),
     "convert": ("edf_jax.convert", "official experts and distilled sets, in and out"),
     "table": ("edf_jax.evaluate.table", "a table of sets, networks and protocols"),
+    "zoo": ("edf_jax.zoo", "distilled sets that come with the package"),
     "evaluate": ("edf_jax.evaluate", "a set of the official codes, by their own flags"),
     "complexity": ("edf_jax.comp_dd.complexity", "how complex a dataset's images are"),
 }

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edf_jax.config.pinned import differing
-from edf_jax.config.resolve import SCHEMA, autos, flatten
-from edf_jax.data import Normalisation
+from edf_jax.config.resolve import SCHEMA, autos, default_config, flatten
+from edf_jax.data import Normalisation, Split, load_dataset
 from edf_jax.methods.family import PARAMETRISATIONS
 from edf_jax.methods.parametrisation.pixels import PIXELS
 from edf_jax.methods.parametrisation.stored import Parametrisation
@@ -22,6 +22,8 @@ from edf_jax.methods.soft_labels import hard_labels
 from edf_jax.runtime import processes, storage
 from edf_jax.runtime.errors import UserError
 
+# Sets that come with the package.
+ZOO = pathlib.Path(__file__).parent / "zoo" / "sets"
 _FORMAT = "edf_jax distilled set 1"
 # Of images stored as anything else than their pixels: who knows the first alone must not read it.
 _FORMAT_OF_PARAMETERS = "edf_jax distilled set 2"
@@ -60,7 +62,7 @@ class StoredBytes(NamedTuple):
 BYTES = "bytes, images + labels"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LabelledImages:
     """A few labelled images to train on: distilled, from elsewhere, or real ones.
 
@@ -95,6 +97,13 @@ class LabelledImages:
         item = np.dtype(np.float32).itemsize
         return StoredBytes(item * self.parameters.size, item * self.labels.size)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        labels = "soft" if self.has_soft_labels else "hard"
+        parts = [f"{len(self.images)} images of {shape}", f"{self.labels.shape[1]} classes"]
+        parts += [f"{labels} labels", *([f"rate {self.alpha:.4g}"] if self.alpha else [])]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     @property
     def classes(self) -> np.ndarray:
         """Each image's likeliest class, int32 `[n]`."""
@@ -122,7 +131,7 @@ class LabelledImages:
         return dataclasses.replace(self, labels=labels, alpha=None)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DistilledSet(LabelledImages):
     """A few synthetic images with learned labels, and the rate to train on them with.
 
@@ -147,6 +156,24 @@ class DistilledSet(LabelledImages):
     def pixels(self) -> np.ndarray:
         """The images as pixels in [0, 1], `[n, H, W, C]`."""
         return np.asarray(self.normalisation.invert(self.images), np.float32)
+
+    def test_data(self, path: str = "") -> Split:
+        """The real test images that the set's run was measured on, as its config tells.
+
+        Args:
+            path: where those images are on this machine (`data.path`); built-in data need none.
+
+        Raises:
+            UserError: they aren't there, or are of other classes.
+        """
+        values = {key: value for key, value in self.config.items() if key.startswith("data.")}
+        if path:
+            values["data.path"] = path
+        found = load_dataset(default_config(**values).data)
+        wanted = list(self.origin.get("classes", found.info.class_ids))
+        if list(found.info.class_ids) != wanted:
+            raise UserError(f"{path} holds other classes than the set's: {', '.join(wanted)}")
+        return found.test
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a `.safetensors` file, whole or not at all, that knows its name.
@@ -191,15 +218,16 @@ def load(path: str | os.PathLike) -> DistilledSet:
     """Reads a distilled set that `DistilledSet.save` wrote.
 
     Args:
-        path: a `.safetensors` file, or a run's folder: the set that the run's `distill.select`
-            says, by default `distilled/last.safetensors`.
+        path: a `.safetensors` file; a run's folder, which stands for the set that the run's
+            `distill.select` says, by default `distilled/last.safetensors`; or `zoo:NAME`, a set
+            that comes with the package (`python -m edf_jax.zoo` lists them).
 
     Raises:
         DamagedFile: there is no such file, it isn't what was written, or in a run's `distilled/`
             another set has its name.
         UserError: it isn't a distilled set, or lies in another run than its own.
     """
-    path = pathlib.Path(path)
+    path = located(path)
     if path.is_dir():
         path = path / "distilled" / f"{selected(path)}.safetensors"
     if not path.exists():
@@ -210,6 +238,22 @@ def load(path: str | os.PathLike) -> DistilledSet:
         storage.check_place(path, metadata, {"name": path.stem})
         _check_run(path, found.config)
     return found
+
+
+def located(path: str | os.PathLike) -> pathlib.Path:
+    """Where a set is: the file of the zoo that `zoo:NAME` means, any other path as it is.
+
+    Raises:
+        UserError: the zoo has no such set.
+    """
+    text = os.fspath(path)
+    if not text.startswith("zoo:"):
+        return pathlib.Path(path)
+    name = text.removeprefix("zoo:")
+    there = {each.stem: each for each in ZOO.glob("*.safetensors")}
+    if name not in there:
+        raise UserError(f"the zoo has no {name!r}; it has {', '.join(sorted(there))}")
+    return there[name]
 
 
 def _check_run(path: pathlib.Path, config: Mapping[str, Any]) -> None:

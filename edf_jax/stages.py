@@ -25,6 +25,7 @@ from edf_jax.experts.train import open_experts, with_repairs
 from edf_jax.experts.trajectories import TrajectoryStore
 from edf_jax.models.choose import network_for
 from edf_jax.plan import plan
+from edf_jax.report.live import PageSoFar
 from edf_jax.report.page import write_report
 from edf_jax.runs.folder import Run
 from edf_jax.runs.metrics import MetricsWriter, import_wandb, open_metrics
@@ -68,6 +69,7 @@ def run_stages(run: Run, last: str, warnings: Sequence[str] = ()) -> dict[str, A
         tensorboard=run.config.log.tensorboard,
         wandb_project=run.config.log.wandb_project or None,
         config=flatten(run.config),
+        after={"evaluate": PageSoFar(run.workdir)} if "report" in wanted else None,
     ) as metrics:
         work = _Work(run, dataset, metrics, Tuning(run.config, run.workdir))
         if last == "teacher":

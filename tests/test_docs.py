@@ -12,11 +12,11 @@ import sys
 import textwrap
 import urllib.parse
 
-import jax
 import numpy as np
 import pytest
 
 from edf_jax import distilled_set, main
+from edf_jax.config import official
 from edf_jax.config.flags import parse
 from edf_jax.config.resolve import resolve
 from edf_jax.config.schema import SCHEMA
@@ -145,6 +145,16 @@ def test_config_keys_named_in_the_docs_exist():
             assert is_file or name in SCHEMA, f"{path.name} names {name}"
 
 
+def test_the_official_codes_flags_are_told_as_they_are_read():
+    text = (DOCS / "coming-from.md").read_text("utf-8").partition("\n## Flags of the dist")[2]
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE)
+    for name, key in official.SAME.items():
+        assert (name, key) in rows
+    for name, key in rows:
+        if name in official.OTHERWISE:
+            assert any(key in values for values in official.OTHERWISE[name].values())
+
+
 def test_the_photos_to_try_with_are_what_the_quickstart_says(tmp_path):
     script = [sys.executable, str(DOCS / "make_photos.py"), "photos"]
     subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
@@ -188,54 +198,53 @@ def _run(code: str) -> dict:
     return names
 
 
-def test_ten_lines_of_pytorch_train_from_the_export(exported):
+def _accuracy_told(code: str, capsys) -> float:
+    """Runs a block that ends in printing an accuracy on the digits' test images."""
+    assert _lines_of_code(code) <= 12
+    _run(code)
+    told = re.fullmatch(r"([\d.]+)% of 360 test images\n", capsys.readouterr().out)
+    assert told is not None
+    return float(told[1])
+
+
+def test_ten_lines_of_pytorch_train_on_a_set_of_the_zoo_and_score_it(capsys):
     torch = pytest.importorskip("torch", reason="needs pip install 'edf_jax[interop]'")
-    export.export_run("runs/demo", "torch")
-    code = _section(_PAGE, "PyTorch")
-    assert _lines_of_code(code) <= 10
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # More wait for each other on a busy machine.
     try:
         torch.manual_seed(0)
-        names = _run(code)
+        accuracy = _accuracy_told(_section(_PAGE, "PyTorch"), capsys)
     finally:
         torch.set_num_threads(threads)
-    predicted = names["net"](names["images"]).argmax(1).numpy()
-    np.testing.assert_array_equal(predicted, exported.classes)
+    # As many random real images give 53.3, and networks differ by 1.5.
+    assert accuracy > 62
 
 
-def test_ten_lines_of_jax_train_from_the_export(exported):
-    export.export_run("runs/demo", "npz")
-    code = _section(_PAGE, "JAX")
-    assert _lines_of_code(code) <= 10
-    names = _run(code)
-    logits = names["net"].apply(names["state"].params, exported.images)
-    np.testing.assert_array_equal(np.argmax(logits, axis=1), exported.classes)
-    targets = jax.nn.softmax(exported.labels)
-    entropy = -float((targets * np.log(targets)).sum(axis=1).mean())
-    assert entropy <= names["loss"](names["state"].params) < entropy + 0.05
+def test_ten_lines_of_jax_train_on_a_set_of_the_zoo_and_score_it(capsys):
+    assert _accuracy_told(_section(_PAGE, "JAX"), capsys) > 62
 
 
 def test_what_a_section_reads_is_exported_by_the_page_before_it():
     text = _PAGE.read_text("utf-8")
-    for form in ("npz", "torch", "huggingface", "tfds"):
+    for form in ("npz", "tfds"):
         said = text.index(f"edf_jax.export --run=runs/demo --to={form}\n")
         assert said < text.index(f"exported/{'distilled.npz' if form == 'npz' else form}\"")
 
 
 def test_test_images_are_normalised_like_the_set(exported):
     export.export_run("runs/demo", "npz")
-    names = _run(_section(_PAGE, "Test images"))
+    names = _run(_section(_PAGE, "Without edf_jax"))
     expected = exported.normalisation.apply(names["test_pixels"])
     np.testing.assert_allclose(names["test_images"], expected, atol=1e-5)
 
 
-def test_the_hugging_face_block_runs(exported, monkeypatch, tmp_path, capsys):
+def test_the_hugging_face_block_runs(monkeypatch, tmp_path, capsys):
     pytest.importorskip("datasets", reason="needs pip install 'edf_jax[export]'")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    export.export_run("runs/demo", "huggingface")
-    assert len(_run(_section(_PAGE, "Hugging Face"))["train"]) == 10
-    assert "(32, 32)" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    export.export_run("zoo:cluttered_digits24-ipc5-edf", "huggingface", "digits")
+    assert len(_run(_section(_PAGE, "Hugging Face"))["train"]) == 50
+    assert "(24, 24)" in capsys.readouterr().out
 
 
 def test_the_tfds_block_runs(exported, capsys):

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.metadata
+import importlib.util
 import io
 import json
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
+import types
 
 import numpy as np
 import pytest
@@ -60,6 +65,49 @@ def test_notebooks_show_pictures_with_something_on_them(name):
 
 def test_all_together_stay_small():
     assert sum(path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")) < 1_000_000
+
+
+def _install_cell(name: str) -> str:
+    return next("".join(c["source"]) for c in _cells(name) if "pip_install" in "".join(c["source"]))
+
+
+def _installs(folder: pathlib.Path, monkeypatch, there: dict[str, str]) -> list[list[str]]:
+    """What the install cell asks of pip in a folder, where these packages are installed."""
+    asked: list[list[str]] = []
+    found = [types.SimpleNamespace(name=name, version=version) for name, version in there.items()]
+    needed = ["jax<0.13,>=0.10", "flax>=0.12", "ml_collections>=1.0", "torch>=2.4; extra == 'x'"]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command[5:]))
+    exec(_install_cell("quickstart"), {})
+    return asked
+
+
+def test_the_install_cell_is_the_same_everywhere_and_does_nothing_where_there_is_nothing_to_do():
+    cells = {_install_cell(name) for name in NAMES}
+    assert len(cells) == 1
+    exec(cells.pop(), {"subprocess": None})
+
+
+def test_the_install_cell_takes_a_wheel_then_a_checkout_then_the_index(tmp_path, monkeypatch):
+    (tmp_path / "edf_jax").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    there = {"jax": "0.7.2", "ml-collections": "1.1"}
+    wheel = "edf_jax-0.1.0-py3-none-any.whl"
+    for file, source in (
+        ("README.md", "edf_jax"),
+        ("edf_jax/main.py", str(tmp_path)),
+        (f"notebooks/{wheel}", wheel),
+    ):
+        (tmp_path / file).touch()
+        package, others = _installs(tmp_path / "notebooks", monkeypatch, there)
+        assert package == ["--no-deps", source]
+        # Colab's own JAX stays, whatever the package asks for.
+        assert others == ["flax>=0.12", "jax==0.7.2"]
+    assert _installs(tmp_path, monkeypatch, {})[1][-1] == "jax"
 
 
 def _run(name: str, folder: str, *, small: bool):

@@ -315,7 +315,7 @@ _EVALUATE = {
         choices=(AUTO, "none"),
     ),
     "evaluate.distilled": Key(
-        "", "a set to evaluate instead of the run's: a run, .safetensors, .pt, .npz, or images"
+        "", "a set to evaluate instead of the run's: a run, zoo:NAME, .safetensors, .pt, .npz, PNGs"
     ),
     "evaluate.baselines": Key(
         "random", f"comma-separated: {', '.join(BASELINES)}; '' is none"

@@ -81,14 +81,23 @@ def read_record(folder: pathlib.Path) -> Description | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        fields = {name: record[name] for name in ("mean", "std", "zca") if record[name] is not None}
-        cache_dir = record["config"].get("data.cache_dir") or None
-        normalisation = Normalisation.from_json(json.dumps(fields), cache_dir)
-        names, origin = tuple(record["class_names"]), record.get("origin", {})
-        return Description(names, normalisation, int(record["step"]), record["config"], origin)
+        return of_record(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: remove it and give --dataset or --like") from None
+
+
+def of_record(text: str) -> Description:
+    """What the record of an export says.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it isn't one.
+    """
+    record = json.loads(text)
+    fields = {name: record[name] for name in ("mean", "std", "zca") if record[name] is not None}
+    cache_dir = record["config"].get("data.cache_dir") or None
+    normalisation = Normalisation.from_json(json.dumps(fields), cache_dir)
+    names, origin = tuple(record["class_names"]), record.get("origin", {})
+    return Description(names, normalisation, int(record["step"]), record["config"], origin)
 
 
 def import_set(folder: str | os.PathLike, description: Description | None = None) -> DistilledSet:

@@ -57,13 +57,13 @@ def read(path: str, info: DatasetInfo) -> LabelledImages:
         path: a run's folder or a `.safetensors` file of ours; the official `.pt` triple (its
             folder or its file of images, or the three files anywhere, images, labels and rate
             with commas between them); a `.npz` file with `images` or `pixels` and `labels`;
-            or a folder of images, a subfolder per class, or with `labels.csv`.
+            a folder of images, a subfolder per class, or with `labels.csv`; or `zoo:NAME`.
         info: the dataset whose test images it will meet.
 
     Raises:
         UserError: nothing is there, its form is unknown, or its images or classes don't fit.
     """
-    place = pathlib.Path(path).expanduser()
+    place = distilled_set.located(path).expanduser()
     found: LabelledImages
     if path.count(",") == 2 and not place.exists():
         found, told = _read_files([pathlib.Path(p).expanduser() for p in path.split(",")], info)

@@ -19,7 +19,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--run",
         required=True,
-        help="a run's folder (the set that its distill.select names), or a .safetensors file of it",
+        help="a run's folder (the set that its distill.select names), a .safetensors file of it, "
+        "or zoo:NAME",
     )
     parser.add_argument("--to", required=True, choices=FORMATS, help="the form")
     parser.add_argument("--out", default="", help="where (default: exported/ in the run's folder)")

@@ -93,9 +93,10 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
     """Exports the set that a run is about, or the set in a `.safetensors` file.
 
     Args:
-        run: a run's folder, or one of the files in its `distilled/`.
+        run: a run's folder, one of the files in its `distilled/`, or `zoo:NAME`.
         to: one of `FORMATS`.
-        out: where; by default `exported/<to>` in the run's folder (`exported/distilled.npz`).
+        out: where; by default `exported/<to>` in the run's folder (`exported/distilled.npz`). A
+            set of the zoo has none.
 
     Returns:
         What was written.
@@ -103,8 +104,13 @@ def export_run(run: str | os.PathLike, to: str, out: str | os.PathLike = "") -> 
     Raises:
         UserError: there is no such set, its file is damaged, or see `export`.
     """
-    path = pathlib.Path(run)
+    path = distilled_set.located(run)
     distilled = distilled_set.load(path)
+    if path.parent == distilled_set.ZOO:
+        if not out:
+            raise UserError(f"--run={run} has no folder of its own: give --out")
+        result = storage.read_record(path.with_suffix(".json"))["result"]
+        return export(distilled, to, out, result=result)
     name = distilled_set.selected(path) if path.is_dir() else path.stem
     kind = "distilled" if name == "last" else name if name in CHOSEN else ""
     folder = path if path.is_dir() else path.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,27 @@ def write_report(workdir: str | Path) -> Path:
       UserError: `workdir` is no run.
     """
     run = open_run(workdir)
-    light, dark = draw_charts(run, charts.LIGHT), draw_charts(run, charts.DARK)
+    light = draw_charts(run, charts.LIGHT)
     for name, png in {**draw_pictures(run), **light}.items():
         storage.write_bytes(run.workdir / "figures" / f"{name}.png", png)
+    path = run.workdir / "report.html"
+    storage.write_bytes(path, render(run, light).encode())
+    return path
+
+
+def render(run: RunFiles, light: Mapping[str, bytes] | None = None, *, refresh: int = 0) -> str:
+    """The page of a run as HTML; nothing is written.
+
+    Args:
+      run: the run.
+      light: its curves for light pages, drawn here where None.
+      refresh: seconds after which a browser loads it again until the run has finished; 0 never.
+    """
+    light = draw_charts(run, charts.LIGHT) if light is None else light
+    dark = draw_charts(run, charts.DARK)
     uri = pictures.png_uri
-    text = _template().render(
+    return _template("page.html").render(
+        refresh=refresh,
         **sections.header(run),
         **sections.results(run),
         gallery=sections.gallery(run),
@@ -49,20 +65,22 @@ def write_report(workdir: str | Path) -> Path:
         light={"page": "#f4f6f9", **dataclasses.asdict(charts.LIGHT)},
         dark={"page": "#0d1117", **dataclasses.asdict(charts.DARK)},
     )
-    path = run.workdir / "report.html"
-    storage.write_bytes(path, text.encode())
-    return path
+
+
+def render_side_by_side(names: Sequence[str]) -> str:
+    """The page of several runs: a frame for each, which shows the page at its number."""
+    return _template("side_by_side.html").render(names=names)
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """The page; everything that it is given is escaped."""
+def _template(name: str) -> jinja2.Template:
+    """A page; everything that it is given is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("edf_jax.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def draw_charts(run: RunFiles, theme: charts.Theme) -> dict[str, bytes]:

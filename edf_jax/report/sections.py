@@ -12,6 +12,7 @@ from edf_jax.distilled_set import BYTES
 from edf_jax.report import tables
 from edf_jax.runs import pictures, tuned
 from edf_jax.runs.files import RunFiles, selected
+from edf_jax.runs.statistics import mean_text
 from edf_jax.runtime.progress import duration
 
 # Bounds that keep the page at a few megabytes whatever the run's size.
@@ -21,6 +22,8 @@ _MAP_IMAGES = 20
 _STORED_IMAGES = 20
 _HISTORY_FRAMES = 16
 _HISTORY_IMAGES = 20
+# Iterations that the time left is reckoned from.
+_RECENT = 100
 
 _COLOURS = {"random": "random", "initial": "random", "full": "full"}
 
@@ -55,7 +58,7 @@ def results(run: RunFiles) -> dict[str, Any]:
 
 def _facts(run: RunFiles) -> dict[str, str]:
     result, rows, last = run.result, run.rows("distill"), run.last
-    facts: dict[str, str] = {}
+    facts: dict[str, str] = {} if result else progress(run)
     if last is not None:
         height, width, channels = last.images.shape[1:]
         facts["Distilled images"] = f"{len(last.images)} of {width}×{height}×{channels}"
@@ -73,6 +76,27 @@ def _facts(run: RunFiles) -> dict[str, str]:
     if result.get("peak_memory_mb"):
         facts["Peak memory"] = f"{result['peak_memory_mb'] / 1024:.2f} GiB"
     return facts
+
+
+def progress(run: RunFiles) -> dict[str, str]:
+    """How far a run that goes on is: its last accuracy, what is done, and what time is left."""
+    told: dict[str, str] = {}
+    evaluations = [row for row in run.rows("evaluate") if row.get("accuracy_mean") is not None]
+    for row in evaluations[-1:]:
+        accuracy = mean_text(row["accuracy_mean"], row.get("accuracy_std"))
+        told[f"Accuracy at iteration {row['step']}, %"] = accuracy
+    rows, total = run.rows("distill"), run.config.get("distill", {}).get("iterations", 0)
+    if not rows:
+        epochs = run.config.get("experts", {}).get("epochs", 0)
+        for row in run.rows("experts")[-1:]:
+            told["Experts"] = f"epoch {row.get('epoch', row['step'])} of {epochs}"
+    elif total > 0:
+        recent = rows[-_RECENT:]
+        each = (recent[-1]["time"] - recent[0]["time"]) / max(1, len(recent) - 1)
+        done = rows[-1]["step"] + 1
+        told["Distilled"] = f"{done} of {total} iterations"
+        told["Left of the distillation"] = duration(each * (total - done))
+    return told
 
 
 def found_numbers(run: RunFiles) -> dict[str, Any] | None:
@@ -114,6 +138,7 @@ def gallery(run: RunFiles) -> dict[str, Any] | None:
     row = min(len(chosen[0]), 10 if len(chosen[0]) > 10 else 5)
     side = 60 if row > 3 else 84
     return {
+        "when": "the last iteration" if run.result else f"iteration {last.step}",
         "which": "All" if shown == len(last.images) else f"{shown} of the {len(last.images)}",
         "before": before is not None,
         "side": side,

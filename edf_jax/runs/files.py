@@ -93,8 +93,9 @@ class RunFiles:
 
     @functools.cached_property
     def last(self) -> DistilledSet | None:
-        """The set after the last iteration."""
-        return self.distilled("last")
+        """The set after the last iteration; of a run that goes on, that of its last evaluation."""
+        found, steps = self.distilled("last"), self.saved_steps()
+        return self.distilled(f"step_{steps[-1]}") if found is None and steps else found
 
     @functools.cached_property
     def first(self) -> DistilledSet | None:

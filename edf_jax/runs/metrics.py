@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class MetricsWriter:
         tensorboard: bool = True,
         wandb_project: str | None = None,
         config: dict[str, Any] | None = None,
+        after: Mapping[str, Callable[[], Any]] | None = None,
     ):
         """Opens the run's metrics.
 
@@ -58,6 +59,7 @@ class MetricsWriter:
           wandb_project: Weights & Biases project, None or "" for none. The run's id is kept in
             the workdir, so that a resumed run continues the same charts.
           config: what Weights & Biases shows as the run's settings.
+          after: by stage, what is called after each of its rows.
 
         Raises:
           UserError: `wandb_project` is given and wandb is not installed.
@@ -71,6 +73,7 @@ class MetricsWriter:
             _log.warning("%s", fault)
         self._replace(rows)
         self._tensorboard = tensorboard
+        self._after = dict(after or {})
         self._events: dict[str, Any] = {}
         self._flushed = time.monotonic()
         self._wandb = _start_wandb(self._workdir, wandb_project, config) if wandb_project else None
@@ -101,6 +104,8 @@ class MetricsWriter:
         if self._wandb is not None and step > self._wandb_sent.get(stage, -1):
             charts = {f"{stage}/{name}": value for name, value in numbers.items()}
             self._wandb.log({**charts, f"{stage}/step": int(step)})
+        if stage in self._after:
+            self._after[stage]()
 
     def images(self, step: int, stage: str, name: str, images) -> None:
         """Sends pictures to TensorBoard: `[H, W, 3]` or `[n, H, W, C]`, in [0, 1] or uint8."""

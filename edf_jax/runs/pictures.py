@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,18 +92,23 @@ def overlay(images, maps) -> np.ndarray:
 
 def data_uri(image) -> str:
     """One image `[H, W, C]` as a data URI: PNG while small or see-through, JPEG above 64 pixels."""
+    if image.shape[-1] == 4 or max(image.shape[:2]) <= 64:
+        return png_uri(encode(image, "PNG", optimize=True))
+    jpeg = encode(image, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def encode(image, form: str, **options: Any) -> bytes:
+    """One image `[H, W, C]` in [0, 1] as a file's bytes; `form` and `options` are Pillow's."""
     from PIL import Image
 
     pixels = np.asarray(image, np.float32)
     if pixels.shape[-1] == 1:
         pixels = to_rgb(pixels)
-    picture = Image.fromarray((np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))
     buffer = io.BytesIO()
-    if pixels.shape[-1] == 4 or max(pixels.shape[:2]) <= 64:
-        picture.save(buffer, "PNG", optimize=True)
-        return png_uri(buffer.getvalue())
-    picture.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture = Image.fromarray((np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def png_uri(png: bytes) -> str:

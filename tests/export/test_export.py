@@ -392,3 +392,31 @@ def test_importing_the_package_alone_imports_nothing_else():
 def test_the_package_has_no_other_names():
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         edf_jax.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("form", ["npz", "torch", "huggingface"])
+def test_an_export_is_loaded_as_the_set_that_it_was(run, form):
+    if form != "npz":
+        pytest.importorskip("torch" if form == "torch" else "pyarrow")
+    distilled = _set()
+    found = edf_jax.load(export.export_run(run, form))
+    for name in ("images", "labels"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(distilled, name))
+    for name in ("class_names", "normalisation", "step", "config", "origin"):
+        assert getattr(found, name) == getattr(distilled, name)
+    assert found.alpha == pytest.approx(0.0321)
+
+
+def test_what_is_no_whole_export_is_not_loaded(run, tmp_path):
+    with pytest.raises(UserError, match="8-bit images: export as npz, torch or huggingface"):
+        edf_jax.load(export.export_run(run, "images"))
+    np.savez(tmp_path / "other.npz", images=np.zeros((1, 2, 2, 3)))
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    for name in ("other.npz", "torn.npz", "none.npz"):
+        with pytest.raises(UserError, match="can't be read as an export of edf_jax"):
+            edf_jax.load(tmp_path / name)
+
+
+def test_a_set_is_shown_in_a_line():
+    told = "7 images of 6 x 5 x 3, 3 classes, soft labels"
+    assert repr(_set()) == f"DistilledSet({told}, rate 0.0321)"

@@ -373,11 +373,11 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _BROWSER = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
-def _browse(page: Path, folder: Path, *flags: str) -> str:
+def _browse(address: str, folder: Path, *flags: str) -> str:
     command = [
         _BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri(),
+        f"--user-data-dir={folder / 'profile'}", *flags, address,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
@@ -392,7 +392,7 @@ def test_a_browser_opens_the_page_and_runs_its_script(run_folder, page, tmp_path
     )
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("</body>", probe))
-    dom = _browse(probed, tmp_path, "--window-size=500,900", "--dump-dom")
+    dom = _browse(probed.as_uri(), tmp_path, "--window-size=500,900", "--dump-dom")
     title = dom.split("<title>")[1].split("</title>")[0]
     ready, broken, images, fits, label = json.loads(title)
     assert ready == "yes" and broken == 0 and images > 20 and fits
@@ -407,10 +407,39 @@ def test_a_browser_shows_the_page_dark_where_dark_is_preferred(run_folder, page,
     for name, flags in (("light", ()), ("dark", ("--blink-settings=preferredColorScheme=0",))):
         picture = tmp_path / f"{name}.png"
         path = run_folder / "report.html"
-        _browse(path, tmp_path, *flags, "--window-size=500,900", f"--screenshot={picture}")
+        _browse(path.as_uri(), tmp_path, *flags, "--window-size=500,900", f"--screenshot={picture}")
         with Image.open(picture) as image:
             corner[name] = sum(image.convert("RGB").getpixel((2, 2)))
     assert corner["light"] > 600 and corner["dark"] < 150
+
+
+_LONG = ("a name of so many words that no column of a page is wide enough for all of them",)
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no Chromium here to open the report in")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_long_class_names_leave_the_images_in_rows(tmp_path, width):
+    run = make_run(tmp_path / "run", class_names=(*_LONG, "cat", "dog"), iterations=8)
+    probe = (
+        "<script>const tops = [...document.querySelectorAll('.classes > div')].map(d => ["
+        "d.getBoundingClientRect().top, d.querySelector('.tiles').getBoundingClientRect().top]);"
+        "document.title = JSON.stringify([tops, document.documentElement.scrollWidth,"
+        "innerWidth])</script></body>"
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(report.write_report(run).read_text().replace("</body>", probe))
+    dom = _browse(probed.as_uri(), tmp_path, f"--window-size={width},900", "--dump-dom")
+    tops, needed, there = json.loads(dom.split("<title>")[1].split("</title>")[0])
+    heights = {round(tiles - top) for top, tiles in tops}
+    assert len(tops) == 3 and len(heights) == 1 and needed <= there
+
+
+@pytest.mark.skipif(_BROWSER is None, reason="no Chromium here to open the report in")
+def test_the_page_prints(run_folder, page, tmp_path):
+    address = (run_folder / "report.html").as_uri()
+    _browse(address, tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    pages = (tmp_path / "page.pdf").read_bytes().count(b"/Type /Page\n")
+    assert 1 <= pages <= 6
 
 
 def test_the_command_writes_the_report(run_folder):

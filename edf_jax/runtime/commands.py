@@ -1,11 +1,10 @@
-"""Every command under one name: `edf run`, `edf compare`, ...; also `python -m edf_jax run`."""
+"""Every command under one name: `edf run`, `edf compare`, ..."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import runpy
 import sys
-
-import edf_jax
 
 COMMANDS = {
     "run": ("edf_jax.main", "experts, distillation, evaluation, report"),
@@ -31,7 +30,7 @@ def main() -> int:
     """Runs the command that was asked for; returns 2 where there is no such command."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name == "--version":
-        print(f"edf_jax {edf_jax.__version__}")
+        print("edf_jax", importlib.metadata.version("edf_jax"))
     elif name in ("-h", "--help"):
         print(_USAGE)
     elif name in COMMANDS:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import edf_jax
-from edf_jax import __main__ as commands
+from edf_jax.runtime import commands
 
 
 def _status(monkeypatch, *arguments) -> int:

@@ -36,6 +36,8 @@ from edf_jax.training.trained import TrainedNetwork
 FORMAT = "edf_jax teacher 1"
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_SAVES = 30.0
+# Where in a run's folder an unfinished training is.
+_TRAINING = "teacher"
 # Test images labelled at once.
 _CHUNK = 1024
 # What doesn't decide a trained teacher's numbers.
@@ -99,6 +101,7 @@ def get_teacher(
         trained = _tested(TrainedNetwork(network, theta, batch_stats, name), dataset)
         details = {**wanted, "accuracy": trained.accuracy}
         write_teacher(path, network, theta, batch_stats, details)
+        storage.remove(workdir / _TRAINING)
     theta, batch_stats, details = _read_shared(path, network)
     return TrainedNetwork(network, theta, batch_stats, name, accuracy=details["accuracy"])
 
@@ -228,7 +231,7 @@ def _train(
     train = streaming.make_epoch(how, images, dataset.train.labels, workers=data.workers)
     key = randomness.stream(config.seed, "teacher")
     state = jax.jit(functools.partial(training.initial_state, how))(jax.random.fold_in(key, 0))
-    saved = workdir / "teacher"
+    saved = workdir / _TRAINING
     state, start = _restore(saved, key_name, state)
     if metrics is not None:  # Of an earlier sitting or teacher; they are written again.
         metrics.truncate_after("teacher", start)

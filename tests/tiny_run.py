@@ -40,6 +40,7 @@ _SETS = ("edf_jax distilled set 1", "edf_jax distilled set 2")
 # Made by the clock, the machine or the place, not by the run.
 _NOT_CONTENT = {
     "time", "seconds", "provenance", "stages", "peak_memory_mb", "workdir", "command", "digest",
+    "config_digest",  # A comparison's runs have the folder of their experts in their configs.
     "teacher.dir", "experts.dir", "soft_label_file", "distilled_soft_label_file",
     "best_on_test_soft_label_file", "best_on_held_out_soft_label_file",
 }

@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 _TEN, _FIFTY = "--preset=imagenette-ipc10", "--preset=imagenette-ipc50"
-# In the order of the table; `order` is that in which they are run.
+# In the order of the table; they are run in that of `_ORDER`.
 ROWS = (
     Row("matching, `imagenette-ipc10`", "matching", "float32", (_TEN,)),
     Row("matching, `imagenette-ipc10`", "matching", "tf32", (_TEN,), 0.48),

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,8 +26,8 @@ from edf_jax.config import files
 from edf_jax.config.resolve import resolve
 from edf_jax.data import describe_dataset
 from edf_jax.runs.files import open_run
-from edf_jax.runtime import console
 from edf_jax.runtime.errors import UserError
+from experiments import command as command_line
 from experiments import keep, rows
 from experiments.real_scenes import BASE
 
@@ -168,19 +167,12 @@ def make(run: Run, images: pathlib.Path, workdir: pathlib.Path) -> list[rows.Row
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.auto_settings")
-    parser.add_argument("--images", type=pathlib.Path, required=True)
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/auto_settings"))
-    parser.add_argument(
-        "--csv", type=pathlib.Path, default=pathlib.Path("docs/results/auto_settings.csv")
-    )
-    options = parser.parse_args()
-    return console.exit_status(lambda: _make_all(options), name="auto_settings")
+    options = command_line.parser("auto_settings").parse_args()
+    return command_line.run("auto_settings", lambda: _make_all(options))
 
 
 def _make_all(options: argparse.Namespace) -> int:
     options.workdir.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(console.PREEMPTED))
     for run in runs():
         kept = rows.read(options.csv)
         digest = rows.Row("", "", "", 0, 0, 0, (), settings=run.settings).digest

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from typing import Any
 
 from edf_jax.config.resolve import default_config, resolve
 from edf_jax.runs.files import open_run
-from edf_jax.runtime import console
+from experiments import command as command_line
 from experiments import controls, keep, rows
 from experiments.rows import Row
 
@@ -286,20 +285,13 @@ TABLES = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.real_scenes")
-    parser.add_argument("--images", type=pathlib.Path, required=True)
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/real_scenes"))
-    parser.add_argument(
-        "--csv", type=pathlib.Path, default=pathlib.Path("docs/results/real_scenes.csv")
-    )
-    options = parser.parse_args()
-    return console.exit_status(lambda: _make_all(options), name="real_scenes")
+    options = command_line.parser("real_scenes").parse_args()
+    return command_line.run("real_scenes", lambda: _make_all(options))
 
 
 def _make_all(options: argparse.Namespace) -> int:
     controls.add()
     options.workdir.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(console.PREEMPTED))
     kept = rows.read(options.csv)
     for table in TABLES:
         for run in runs(kept, *table):

@@ -15,7 +15,6 @@ import argparse
 import json
 import pathlib
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 from edf_jax.config.resolve import METHODS, default_config, resolve
 from edf_jax.models.choose import MATCHED
-from edf_jax.runtime import console
+from experiments import command as command_line
 from experiments import real_scenes, rows
 from experiments.rows import Row
 
@@ -119,19 +118,13 @@ def rows_of(name: str, table: Mapping[str, Any], typed: str) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.regimes")
-    parser.add_argument("--images", type=pathlib.Path, required=True)
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/regimes"))
-    parser.add_argument(
-        "--csv", type=pathlib.Path, default=pathlib.Path("docs/results/regimes.csv")
-    )
+    parser = command_line.parser("regimes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    return console.exit_status(lambda: _make_all(options), name="regimes")
+    return command_line.run("regimes", lambda: _make_all(options))
 
 
 def _make_all(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(console.PREEMPTED))
     for name in missing(rows.read(options.csv), options.seed):
         print(name, file=sys.stderr, flush=True)
         arguments = command(name, options.images, options.workdir, options.seed)

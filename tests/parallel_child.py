@@ -21,8 +21,8 @@ _TRAJECTORIES = 8
 _BATCH = 5
 # Devices along trajectories and along the data, and trajectories that a device maps at once.
 _PLACEMENTS = {
-    "float64": [(8, 1, 1), (1, 8, 1), (1, 3, 1), (1, 1, 3), (4, 2, 0)],
-    "float32": [(4, 2, 0)],
+    "float64": [(8, 1, 1), (1, 8, 1), (1, 3, 1), (1, 1, 3), (4, 2, 2)],
+    "float32": [(4, 2, 2)],
 }
 
 

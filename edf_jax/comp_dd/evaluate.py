@@ -43,6 +43,7 @@ _FLAGS = {
     "evaluate.baselines": "baselines",
 }
 
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = console.Parser(
         prog="python -m edf_jax.comp_dd.evaluate", description=_DESCRIPTION, allow_abbrev=False

@@ -150,8 +150,9 @@ def outer_step(
     for leaf in gradients:
         keep &= jnp.all(jnp.isfinite(leaf))
     if clip:
+        # Not by the global norm, of which alpha's part says nothing about the images.
         share = jnp.minimum(1, clip / optax.tree.norm(gradients.images))
-        gradients = jax.tree.map(lambda leaf: leaf * share, gradients)
+        gradients = optax.tree.scale(share, gradients)
     gradients = gradients._replace(images=to_parameters(gradients.images * weight))
     updates, momentum = optimiser.update(gradients, state.momentum, state.values)
     values = optax.apply_updates(state.values, updates)
@@ -333,11 +334,10 @@ def _over_trajectories(match: Callable, placement: Placement) -> Callable:
     """`(values, ops, starts, targets, keys) ->` the mean over trajectories of `match`'s results."""
 
     def mean(values, ops, starts, targets, keys):
-        together = placement.together or len(starts)
+        mapped = placement.together if placement.together > 1 else None
         results = lax.map(
-            lambda t: match(values, ops, *t), (starts, targets, keys),
-            batch_size=together if together > 1 else None,
-        )  # fmt: skip
+            lambda t: match(values, ops, *t), (starts, targets, keys), batch_size=mapped
+        )
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
 
     mesh = placement.mesh()

@@ -25,7 +25,7 @@ class Placement:
         trajectory: devices over which trajectories are spread.
         data: devices over which a student's batch is split.
         microbatches: parts in which a device computes its share, one after the other.
-        together: trajectories that a device matches at once, by `vmap`; 0 is all of its own.
+        together: trajectories that a device matches at once, by `vmap`.
         remat: what the backward sweep finds stored of a step (`gradient.REMAT`).
     """
 
@@ -83,8 +83,9 @@ def place(config, network: Network, num_images: int, batch: int | None = None) -
         data = 1 if alone else max(1, min(cores, batch // _LEAST_SHARE))
     microbatches = microbatch.count_parts(network, -(-batch // data))
     # Mapped convolutions are grouped ones: no faster on a CPU, and K times the memory.
-    together = config.parallel.together or (0 if devices.platform() == "tpu" else 1)
-    return Placement(batch, trajectory, data, microbatches, together)
+    own = config.distill.trajectories // trajectory
+    together = config.parallel.together or (own if devices.platform() == "tpu" else 1)
+    return Placement(batch, trajectory, data, microbatches, min(together, own))
 
 
 def check_batches(placement: Placement, network: Network, num_images: int) -> None:

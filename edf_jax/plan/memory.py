@@ -110,8 +110,8 @@ def iteration_bytes(config, network: Network, num_images: int, placement: Placem
         + _AUGMENTED * _bytes(_shape(placement.share, *network.image_shape))
         + stored_bytes(config, network, placement.batch, placement.remat)
     )
-    mapped = min(placement.together or trajectories, trajectories)
-    on_each = mapped * of_one + trajectories * _bytes(_shape(num_images, *network.image_shape))
+    gradients = trajectories * _bytes(_shape(num_images, *network.image_shape))
+    on_each = placement.together * of_one + gradients
     return _bytes(arguments) + _bytes(arguments[0]) + _devices_on_host(placement) * on_each
 
 

@@ -19,9 +19,9 @@ from scipy.optimize import isotonic_regression
 # What is given up of the best for the sake of a smaller number: less noise, less work.
 _OF_FASTEST = 0.5
 _LEARNED_SHARE, _TARGETS_SHARE, _STEPS_SHARE = 0.85, 0.8, 0.9
-_EARLY_SHARE, _FOLLOWED_SHARE = 0.3, 0.25
+EARLY_SHARE, _FOLLOWED_SHARE = 0.3, 0.25
 # So many times as far into a trajectory as the first images do, distilled ones are followed.
-_REACH = 3
+REACH = 3
 _STILL_FALLS = 0.02
 # The search for alpha ends at a factor this near to one.
 _CLOSE, _WIDEST = 1.15, 8.0
@@ -117,7 +117,7 @@ def choose_steps_and_targets(
 
 def well_followed(gain: np.ndarray) -> np.ndarray:
     """Which starts students come at least 0.3 times as far from as from the best of them, bool."""
-    return gain >= _EARLY_SHARE * gain.max()
+    return gain >= EARLY_SHARE * gain.max()
 
 
 def choose_start_epochs(gain: np.ndarray, starts: Sequence[int]) -> tuple[int, int, int]:
@@ -134,10 +134,10 @@ def choose_start_epochs(gain: np.ndarray, starts: Sequence[int]) -> tuple[int, i
     first = int(np.argmax(gain >= _FOLLOWED_SHARE * gain.max()))
     best = first + int(np.argmax(gain[first:]))
     falling = isotonic_regression(gain[best:], increasing=False).x
-    bar = _EARLY_SHARE * gain.max()
+    bar = EARLY_SHARE * gain.max()
     # Between two probes by a straight line.
     early = float(np.interp(-bar, -falling, starts[best:]))
-    late = starts[first] + _REACH * (early - starts[first])
+    late = starts[first] + REACH * (early - starts[first])
     return starts[first], int(early), min(int(late), starts[-1])
 
 

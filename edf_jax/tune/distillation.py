@@ -168,12 +168,12 @@ def _choose_starts(
     low = tuning.config.distill.min_start_epoch
     tuning.choose(
         "distill.max_start_epoch", max(low, late) + 1,
-        "three times as far as the first images are followed", by_start, _AT_BEST,
+        f"{choices.REACH} times as far as the first images are followed", by_start, _AT_BEST,
     )  # fmt: skip
     last = tuning.config.distill.max_start_epoch
     tuning.choose(
         "distill.current_max_start_epoch", min(max(low, early) + 1, last),
-        "students come 0.3 times as far as from the best", by_start, _AT_BEST,
+        f"students come {choices.EARLY_SHARE} times as far as from the best", by_start, _AT_BEST,
     )  # fmt: skip
 
 

@@ -225,6 +225,8 @@ class Gradients:
         self._pairs = [store.pair(*choice, config.distill.expert_epochs) for choice in choices]
         self._key = randomness.stream(config.seed, "tried rates")
         self.seconds, self.lengths = math.inf, list[float]()
+        # Every race begins with the same iteration.
+        self._at_first = functools.cache(lambda index: self.at(self._first, index))
 
     def at(self, values: Learnable, index: int) -> tuple[float, Learnable]:
         """The matching loss of iteration `index`, and its gradients."""
@@ -245,7 +247,7 @@ class Gradients:
 
     def start(self, count: int) -> tuple[float, float]:
         """Root mean squares of the gradients of images and labels, over some iterations."""
-        found = [self.at(self._first, index)[1] for index in range(count)]
+        found = [self._at_first(index)[1] for index in range(count)]
         images, labels, _ = (
             float(np.sqrt(np.mean([np.square(g) for g in kind]))) for kind in zip(*found)
         )
@@ -263,7 +265,7 @@ class Gradients:
         optimiser = outer_optimiser(options)
         values, momentum, found = self._first, optimiser.init(self._first), []
         for index in range(len(self._pairs)):
-            loss, gradients = self.at(values, index)
+            loss, gradients = self.at(values, index) if index else self._at_first(0)
             found.append(loss)
             updates, momentum = optimiser.update(gradients, momentum, values)
             values = optax.apply_updates(values, updates)

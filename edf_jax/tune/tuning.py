@@ -203,8 +203,8 @@ class Tuning:
         steps = -(-len(dataset.train) // self.config.experts.batch)
         longer = min(math.ceil(_LONGER * last), self._most_epochs(steps))
         epochs = choices.choose_epochs(curve, self._needed_epochs())
-        learning = epochs == last and choices.still_falls(curve)
-        learning = learning and longer >= _LEAST_LONGER * last
+        room = longer >= _LEAST_LONGER * last
+        learning = epochs == last and choices.still_falls(curve) and room
         if learning:
             epochs, why = longer, f"they still learned after {last} of them"
         else:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edf_jax.methods.parametrisation.stored import Parametrisation
+from edf_jax.methods.parametrisation.stored import Parametrisation, parts
 from edf_jax.runtime.shapes import Array, Float, Images
 
 
@@ -37,11 +37,6 @@ def _lowest_first(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], columns[order]
 
 
-def _shares(size: int, factor: int) -> list[slice]:
-    """Where each image's coefficients lie among a channel's; the first may have one more."""
-    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(size), factor)]
-
-
 def from_frequencies(parameters: Images, factor: int) -> Float[Array, "m h w c"]:
     """Images of their lowest coefficients of the orthonormal DCT-II, each channel by itself.
 
@@ -57,7 +52,7 @@ def from_frequencies(parameters: Images, factor: int) -> Float[Array, "m h w c"]
     rows, columns = _lowest_first(height, width)
     stored = parameters.reshape(count, height * width, channels)
     spectra = jnp.zeros((count, factor, height, width, channels), parameters.dtype)
-    for index, share in enumerate(_shares(height * width, factor)):
+    for index, share in enumerate(parts(height * width, factor)):
         kept = share.stop - share.start
         spectra = spectra.at[:, index, rows[:kept], columns[:kept]].set(stored[:, share])
     images = jax.scipy.fft.idctn(spectra, axes=(2, 3), norm="ortho")
@@ -80,6 +75,6 @@ def to_frequencies(images: Images, factor: int) -> Float[Array, "m h w c"]:
     ordered = spectra[:, rows, columns].reshape(-1, factor, height * width, channels)
     kept = [
         ordered[:, index, : share.stop - share.start]
-        for index, share in enumerate(_shares(height * width, factor))
+        for index, share in enumerate(parts(height * width, factor))
     ]
     return jnp.concatenate(kept, axis=1).reshape(-1, height, width, channels)

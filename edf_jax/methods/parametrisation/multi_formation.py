@@ -9,12 +9,12 @@ References:
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from edf_jax.methods.parametrisation.stored import Parametrisation
+from edf_jax.methods.parametrisation.stored import Parametrisation, parts
 from edf_jax.runtime.shapes import Array, Float, Images
 
 
@@ -33,11 +33,7 @@ def multi_formation(factor: int) -> Parametrisation:
 
 def _tiles(height: int, width: int, factor: int) -> list[tuple[slice, slice]]:
     """The grid's tiles row by row; where a side isn't divisible, the first are a pixel larger."""
-    rows, columns = (
-        [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(side), factor)]
-        for side in (height, width)
-    )
-    return [(row, column) for row in rows for column in columns]
+    return list(itertools.product(parts(height, factor), parts(width, factor)))
 
 
 def enlarge(parameters: Images, factor: int) -> Float[Array, "m h w c"]:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Parametrisation:
@@ -31,3 +33,8 @@ class Parametrisation:
     images: int = 1
     real: int = 1
     is_picture: bool = False
+
+
+def parts(size: int, count: int) -> list[slice]:
+    """A length cut into so many parts; where it isn't divisible, the first are one longer."""
+    return [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(size), count)]
